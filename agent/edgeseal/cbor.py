@@ -1,0 +1,82 @@
+"""Strict deterministic CBOR (RFC 8949 §4.2.1): one value has one encoding, and every other encoding is refused.
+
+What edgeseal's formats need and no more: unsigned and negative integers of 64 bits, floats in their shortest form, byte
+and text strings, arrays, maps, booleans, null. A map's keys are all text or all unsigned integers: for those, the order
+"shorter first, then bytewise" that cbor2 writes and the bytewise order of §4.2.1 are the same order.
+No tags, no bignums, no indefinite lengths, no NaN.
+"""
+
+from __future__ import annotations
+
+import math
+from typing import TypeAlias
+
+import cbor2
+
+from edgeseal.errors import FormatError
+
+Value: TypeAlias = "int | float | bytes | str | bool | list[Value] | dict[int, Value] | dict[str, Value] | None"
+
+MAX_DEPTH = 8  # the deepest format of ours nests 5 containers; a bomb needs thousands
+MAX_UINT = 2**64 - 1
+
+
+def encode(value: Value) -> bytes:
+    """Return the one deterministic encoding of `value`.
+
+    Raises ValueError for a value outside the subset above: that is our bug, never the input's.
+    """
+    _check(value, MAX_DEPTH)
+    return cbor2.dumps(value, canonical=True)
+
+
+def decode(data: bytes, *, max_length: int) -> Value:
+    """Return the value `data` encodes; arrays become lists, maps become dicts.
+
+    Raises FormatError if `data` is longer than `max_length`, is not CBOR, leaves bytes over, nests deeper than
+    `MAX_DEPTH`, or differs in any byte from the deterministic encoding of what it decodes to.
+    """
+    if len(data) > max_length:
+        raise FormatError(f"CBOR of {len(data)} bytes where at most {max_length} are allowed")
+    try:
+        value: Value = cbor2.loads(
+            data, max_depth=MAX_DEPTH, allow_indefinite=False, allow_duplicate_keys=False, semantic_decoders={}
+        )
+        # Comparing with our own encoding catches everything at once: trailing bytes, long integers, unsorted keys.
+        canonical = encode(value)
+    except (cbor2.CBORError, ValueError, TypeError, OverflowError, RecursionError) as e:
+        raise FormatError(f"not deterministic CBOR: {e}") from e
+    if canonical != data:
+        raise FormatError(
+            "not deterministic CBOR (RFC 8949 §4.2.1): the same value has a different, shorter or sorted encoding"
+        )
+    return value
+
+
+def _check(value: object, depth: int) -> None:
+    """Raise ValueError unless `value` lies in the subset and nests at most `depth` containers."""
+    if isinstance(value, bool | bytes | str) or value is None:
+        return
+    if isinstance(value, int):
+        if not -MAX_UINT - 1 <= value <= MAX_UINT:
+            raise ValueError("integer beyond 64 bits")
+    elif isinstance(value, float):
+        if math.isnan(value):
+            raise ValueError("NaN has many encodings and no meaning here")
+    elif isinstance(value, list | dict):
+        _check_container(value, depth)
+    else:
+        raise ValueError(f"{type(value).__name__} has no place in these formats")  # noqa: TRY004 - a decoded tag is a bad value, not a caller's type error
+
+
+def _check_container(value: list[object] | dict[object, object], depth: int) -> None:
+    if depth == 0:
+        raise ValueError(f"nested deeper than {MAX_DEPTH}")
+    if isinstance(value, dict):
+        keys = list(value)
+        unsigned = all(type(k) is int and k >= 0 for k in keys)
+        if not unsigned and not all(type(k) is str for k in keys):
+            raise ValueError("map keys must be all text or all unsigned integers")
+        value = list(value.values())
+    for item in value:
+        _check(item, depth - 1)

@@ -1,0 +1,4 @@
+"""Host side of edgeseal: publisher workstation, manufacturing station and fleet server.
+
+Builds on `edgeseal`'s shared floors and never on `edgeseal.device`.
+"""
