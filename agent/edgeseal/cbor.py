@@ -9,19 +9,22 @@ No tags, no bignums, no indefinite lengths, no NaN.
 from __future__ import annotations
 
 import math
-from typing import TypeAlias
+from typing import TypeAlias, TypeVar
 
 import cbor2
+import msgspec
 
 from edgeseal.errors import FormatError
 
 Value: TypeAlias = "int | float | bytes | str | bool | list[Value] | dict[int, Value] | dict[str, Value] | None"
 
+S = TypeVar("S", bound=msgspec.Struct)
+
 MAX_DEPTH = 8  # the deepest format of ours nests 5 containers; a bomb needs thousands
 MAX_UINT = 2**64 - 1
 
 
-def encode(value: Value) -> bytes:
+def encode(value: object) -> bytes:
     """Return the one deterministic encoding of `value`.
 
     Raises ValueError for a value outside the subset above: that is our bug, never the input's.
@@ -53,6 +56,25 @@ def decode(data: bytes, *, max_length: int) -> Value:
     return value
 
 
+def to_map(struct: msgspec.Struct) -> dict[int, object]:
+    """Return an array-like struct as a map whose keys are the fields' positions: what `decode_map` reads back."""
+    return dict(enumerate(msgspec.to_builtins(struct, builtin_types=(bytes,))))
+
+
+def decode_map(data: bytes, schema: type[S], *, max_length: int, what: str) -> S:
+    """Decode a map with keys 0, 1, 2, … into `schema`, an array-like msgspec struct with the fields in that order.
+
+    `what` names the object in errors. Raises FormatError for anything that is not exactly that shape and those types.
+    """
+    value = decode(data, max_length=max_length)
+    if not isinstance(value, dict) or set(value) != set(range(len(value))):
+        raise FormatError(f"{what}: expected a CBOR map with keys 0, 1, 2, … without gaps")
+    try:
+        return msgspec.convert(list(value.values()), schema, strict=True)
+    except msgspec.ValidationError as e:
+        raise FormatError(f"{what}: {e}") from e
+
+
 def _check(value: object, depth: int) -> None:
     """Raise ValueError unless `value` lies in the subset and nests at most `depth` containers."""
     if isinstance(value, bool | bytes | str) or value is None:
@@ -63,13 +85,13 @@ def _check(value: object, depth: int) -> None:
     elif isinstance(value, float):
         if math.isnan(value):
             raise ValueError("NaN has many encodings and no meaning here")
-    elif isinstance(value, list | dict):
+    elif isinstance(value, list | tuple | dict):
         _check_container(value, depth)
     else:
         raise ValueError(f"{type(value).__name__} has no place in these formats")  # noqa: TRY004 - a decoded tag is a bad value, not a caller's type error
 
 
-def _check_container(value: list[object] | dict[object, object], depth: int) -> None:
+def _check_container(value: list[object] | tuple[object, ...] | dict[object, object], depth: int) -> None:
     if depth == 0:
         raise ValueError(f"nested deeper than {MAX_DEPTH}")
     if isinstance(value, dict):

@@ -265,7 +265,7 @@ def rekeyed_psk(psk: bytes, th1: bytes, x: bytes) -> bytes:
     return extract(t(b"rekey", th1), psk + x)[:PSK_LENGTH]
 
 
-def build_reply(  # noqa: PLR0913 - the protocol's inputs, all keyword-only
+def build_reply(
     *, suite: int, prk2: bytes, th1: bytes, ephemeral: PublicKey, device: PublicKey, reply: Reply
 ) -> bytes:
     """Build M2 (session.md §6), innermost layer first.
