@@ -18,7 +18,7 @@ FORMAT: Final = 1
 MAX_MODELS: Final = 32  # per device: keeps report and orders inside one padded message
 
 Text = Annotated[str, msgspec.Meta(max_length=256)]
-Count = Annotated[int, msgspec.Meta(ge=0, lt=2**63)]
+Count = Annotated[int, msgspec.Meta(ge=0, le=2**63 - 1)]
 Hash = Annotated[bytes, msgspec.Meta(min_length=32, max_length=32)]
 
 

@@ -69,7 +69,7 @@ class Grant(msgspec.Struct, frozen=True, array_like=True, forbid_unknown_fields=
     k_rng: Annotated[bytes, msgspec.Meta(min_length=32, max_length=32)]
     fleet_url: Text
     root: bytes
-    time_floor: Annotated[int, msgspec.Meta(ge=0, lt=2**63)]
+    time_floor: Annotated[int, msgspec.Meta(ge=0, le=2**63 - 1)]
 
     def __repr__(self) -> str:
         """Never the secrets."""

@@ -18,7 +18,7 @@ FORMAT: Final = 1
 MAX_LENGTH: Final = 65_536
 MAX_KEYS: Final = 16  # current and next in two suites, with room; a request tries one
 
-Time = Annotated[int, msgspec.Meta(ge=0, lt=2**63)]
+Time = Annotated[int, msgspec.Meta(ge=0, le=2**63 - 1)]
 
 
 class ServerKey(msgspec.Struct, frozen=True, array_like=True, forbid_unknown_fields=True):
