@@ -45,6 +45,7 @@ if TYPE_CHECKING:
 
 COUNTER_WINDOW: Final = 1_048_576  # furthest a counter may jump: bounds what one forged jump can burn
 REKEY_ANSWER_LENGTH: Final = 32
+KNOWN_FLAGS: Final = int(Flags.REKEY | Flags.RESYNCED)  # an int: inverting an IntFlag drops unknown bits
 
 logger = logging.getLogger(__name__)
 
@@ -221,7 +222,7 @@ def _decide(tx: Tx, opened: Opened, handler: Handler[Tx], random: Callable[[int]
         return Status.STALE, u64(last) + tag.ljust(16, b"\x00")
     if row.pending:
         tx.promote(row)
-    if opened.flags & ~(Flags.REKEY | Flags.RESYNCED):
+    if opened.flags & ~KNOWN_FLAGS:
         return Status.DENIED, b""
     if opened.flags & Flags.REKEY:
         return _rekey(tx, opened, random)
