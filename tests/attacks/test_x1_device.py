@@ -25,7 +25,7 @@ from edgeseal.suite import SUITES, PrivateKey
 from edgeseal_host.testing.registry import MemoryRegistry
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Callable, Iterator
 
 NOW = 1_800_000_000
 
@@ -156,7 +156,7 @@ def test_restored_sd_card_with_the_answer_lost_keeps_its_alarm(fleet: Fleet) -> 
     check_in(fleet, card.boot())
     restored = Card(old)
     device = restored.boot()
-    answers = iter([lambda a: a, drop])
+    answers: Iterator[Callable[[bytes], bytes]] = iter([lambda a: a, drop])
 
     def second_is_lost(answer: bytes) -> bytes:
         return next(answers)(answer)
