@@ -265,9 +265,7 @@ def rekeyed_psk(psk: bytes, th1: bytes, x: bytes) -> bytes:
     return extract(t(b"rekey", th1), psk + x)[:PSK_LENGTH]
 
 
-def build_reply(
-    *, suite: int, prk2: bytes, th1: bytes, ephemeral: PublicKey, device: PublicKey, reply: Reply
-) -> bytes:
+def build_reply(*, suite: int, prk2: bytes, th1: bytes, ephemeral: PublicKey, device: PublicKey, reply: Reply) -> bytes:
     """Build M2 (session.md §6), innermost layer first.
 
     Raises FormatError for a key that cannot be sealed to; ValueError for a body over 12,278 bytes.
