@@ -1,0 +1,1 @@
+"""Measurements: `./dev bench`. Ratios against a floor or a peer in the same run; nothing here asserts."""
