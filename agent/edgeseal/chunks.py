@@ -61,19 +61,26 @@ def encode_piece(piece: bytes, *, fs: bytes, suite: int, width: int = 1) -> tupl
     return record, stored
 
 
-def decode_chunk(
-    record: Record, stored: bytes | memoryview, suite: int, out: memoryview | None = None
-) -> bytes | memoryview:
-    """Return the piece: written to the start of `out` (and a view of it) if given, else as new bytes.
+def check_stored(record: Record, stored: bytes | memoryview) -> None:
+    """Raise IntegrityError unless `stored` is the chunk that `record` names: right length, right SHA-256.
+
+    For bytes from a network or a disk, before they are kept. `decode_chunk` does not repeat it: the AEAD tag under a
+    key that seals one message says the same.
+    """
+    if len(stored) != record.stored_length or hashlib.sha256(stored).digest() != record.stored_sha256:
+        raise IntegrityError(
+            f"chunk {record.stored_sha256.hex()} of {record.stored_length} bytes expected; "
+            f"{len(stored)} other bytes came",
+            hint="fetch it again; if that does not help the server or the disk changes data",
+        )
+
+
+def decode_chunk(record: Record, stored: bytes | memoryview, *, suite: int, out: memoryview) -> int:
+    """Write the piece to the start of `out` and return its length; safe to call from several threads.
 
     Raises what `ChunkDecoder.decode_into` raises.
     """
-    if out is not None:
-        return out[: _decoder(suite).decode_into(record, stored, out)]
-    record.check()  # before its length is believed
-    buffer = bytearray(record.plain_length)
-    _decoder(suite).decode_into(record, stored, memoryview(buffer))
-    return bytes(buffer)
+    return _decoder(suite).decode_into(record, stored, out)
 
 
 class ChunkDecoder:
