@@ -9,12 +9,15 @@ No tags, no bignums, no indefinite lengths, no NaN.
 from __future__ import annotations
 
 import math
-from typing import TypeAlias, TypeVar
+from typing import TYPE_CHECKING, TypeAlias, TypeVar, cast
 
 import cbor2
 import msgspec
 
 from edgeseal.errors import FormatError
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable
 
 Value: TypeAlias = "int | float | bytes | str | bool | list[Value] | dict[int, Value] | dict[str, Value] | None"
 
@@ -22,6 +25,7 @@ S = TypeVar("S", bound=msgspec.Struct)
 
 MAX_DEPTH = 8  # the deepest format of ours nests 5 containers; a bomb needs thousands
 MAX_UINT = 2**64 - 1
+_PLAIN = frozenset({bool, bytes, str, type(None)})  # exact types: a subclass could encode as something else
 
 
 def encode(value: object) -> bytes:
@@ -77,28 +81,31 @@ def decode_map(data: bytes, schema: type[S], *, max_length: int, what: str) -> S
 
 def _check(value: object, depth: int) -> None:
     """Raise ValueError unless `value` lies in the subset and nests at most `depth` containers."""
-    if isinstance(value, bool | bytes | str) or value is None:
+    kind = type(value)
+    if kind in _PLAIN:
         return
-    if isinstance(value, int):
-        if not -MAX_UINT - 1 <= value <= MAX_UINT:
+    if kind is int:
+        if not -MAX_UINT - 1 <= value <= MAX_UINT:  # type: ignore[operator]
             raise ValueError("integer beyond 64 bits")
-    elif isinstance(value, float):
-        if math.isnan(value):
+    elif kind is float:
+        if math.isnan(value):  # type: ignore[arg-type]
             raise ValueError("NaN has many encodings and no meaning here")
     elif isinstance(value, list | tuple | dict):
         _check_container(value, depth)
     else:
-        raise ValueError(f"{type(value).__name__} has no place in these formats")  # noqa: TRY004 - a decoded tag is a bad value, not a caller's type error
+        raise ValueError(f"{kind.__name__} has no place in these formats")
 
 
 def _check_container(value: list[object] | tuple[object, ...] | dict[object, object], depth: int) -> None:
     if depth == 0:
         raise ValueError(f"nested deeper than {MAX_DEPTH}")
+    items: Iterable[object] = value
     if isinstance(value, dict):
-        keys = list(value)
-        unsigned = all(type(k) is int and k >= 0 for k in keys)
-        if not unsigned and not all(type(k) is str for k in keys):
+        kinds = {type(k) for k in value}
+        unsigned = kinds == {int} and min(cast("dict[int, object]", value)) >= 0
+        if kinds and kinds != {str} and not unsigned:
             raise ValueError("map keys must be all text or all unsigned integers")
-        value = list(value.values())
-    for item in value:
-        _check(item, depth - 1)
+        items = value.values()
+    for item in items:
+        if type(item) not in _PLAIN:
+            _check(item, depth - 1)

@@ -207,11 +207,8 @@ def expand(prk: bytes, info: bytes, length: int) -> bytes:
 
 def transcript(version: bytes, label: bytes, *parts: bytes) -> bytes:
     """H(L(version) ‖ L(label) ‖ L(part)…) with L(x) = u32(len x) ‖ x: no two inputs share an encoding."""
-    h = hashlib.sha384()
-    for part in (version, label, *parts):
-        h.update(len(part).to_bytes(4, "big"))
-        h.update(part)
-    return h.digest()
+    framed = [piece for part in (version, label, *parts) for piece in (len(part).to_bytes(4, "big"), part)]
+    return hashlib.sha384(b"".join(framed)).digest()
 
 
 X1_VERSION: Final = b"edgeseal/x1"

@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import threading
 from contextlib import contextmanager
-from copy import deepcopy
 from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING
 
@@ -64,14 +63,16 @@ class MemoryRegistry:
 
     def snapshot(self) -> dict[str, DeviceRow]:
         """Return a backup."""
-        return deepcopy(self.devices)
+        return {
+            name: replace(device) for name, device in self.devices.items()
+        }  # rows and mappings are never changed in place
 
     def restore(self, backup: dict[str, DeviceRow]) -> None:
         """Go back to a backup, as it was."""
-        self.devices = deepcopy(backup)
+        self.devices = {name: replace(device) for name, device in backup.items()}
 
     def after_restore(self) -> None:
-        """Apply the restore rule of docs/spec/session.md §12."""
+        """Apply the restore rule of docs/spec/session.md §16."""
         for device in self.devices.values():
             device.ctr += 65_536
             device.tag = b""
