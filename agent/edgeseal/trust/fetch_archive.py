@@ -1,0 +1,101 @@
+"""Metadata and targets from a directory or tar on removable media (air gap): the same code path verifies them.
+
+Links are not followed, anything but a regular file does not exist, and a file is read up to the limit of its role.
+"""
+
+from __future__ import annotations
+
+import os
+import stat
+from typing import TYPE_CHECKING, BinaryIO, Final
+
+from tuf.api.exceptions import DownloadError, DownloadHTTPError, DownloadLengthMismatchError
+from tuf.ngclient.fetcher import FetcherInterface
+
+from edgeseal.errors import FormatError
+from edgeseal.trust import ustar
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+    from pathlib import Path
+
+_SCHEME: Final = "archive:/"
+_NOT_FOUND: Final = 404
+_PIECE: Final = 65_536
+_MAX_FILE: Final = 16 * 2**20  # nothing in metadata/ or targets/ comes near it
+
+
+class ArchiveFetcher(FetcherInterface):
+    """A tuf fetcher for `metadata/…` and `targets/…` below a directory or inside an uncompressed tar."""
+
+    metadata_url: str = _SCHEME + "metadata/"
+    targets_url: str = _SCHEME + "targets/"
+
+    def __init__(self, path: Path) -> None:
+        """Take the directory or tar. Nothing is read before the first fetch."""
+        self._path = path
+        self._index: dict[str, ustar.Member] | None = None
+
+    def download_bytes(self, url: str, max_length: int) -> bytes:
+        """Return the file.
+
+        Raises DownloadError (tuf's), FormatError for an archive that is not acceptable.
+        """
+        name = _name(url)
+        try:
+            stream, size = self._open(name)
+            with stream:
+                if size > max_length:
+                    raise DownloadLengthMismatchError(f"{name} has {size} bytes; {max_length} are allowed")
+                return stream.read(size)
+        except FileNotFoundError as e:
+            raise DownloadHTTPError(f"{name} is not in the archive", _NOT_FOUND) from e
+        except OSError as e:
+            raise DownloadError(f"{name} cannot be read: {e.strerror}") from e
+
+    def _fetch(self, url: str) -> Iterator[bytes]:
+        data = self.download_bytes(url, _MAX_FILE)
+        return (data[i : i + _PIECE] for i in range(0, len(data), _PIECE))
+
+    def _open(self, name: str) -> tuple[BinaryIO, int]:
+        if self._path.is_dir():
+            return _open_beneath(self._path, name)
+        if self._index is None:
+            self._index = ustar.index(self._path)
+        member = self._index.get(name)
+        if member is None:
+            raise FileNotFoundError(name)
+        stream = self._path.open("rb")
+        stream.seek(member.offset)
+        return stream, member.size
+
+
+def _name(url: str) -> str:
+    """Return the name inside the archive that a URL of ours means: role names stay percent-encoded in file names."""
+    if not url.startswith(_SCHEME):
+        raise DownloadError(f"{url} is not in this archive")
+    return url[len(_SCHEME) :]
+
+
+def _open_beneath(directory: Path, name: str) -> tuple[BinaryIO, int]:
+    """Open a regular file below `directory` without following a link in any part of the way."""
+    parts = name.split("/")
+    if not all(parts) or ".." in parts or "." in parts:
+        raise FormatError(f"{name!r} does not stay inside the archive")
+    fd = os.open(directory, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+    for part in parts[:-1]:
+        fd = _open_at(fd, part, os.O_DIRECTORY)
+    stream = open(_open_at(fd, parts[-1], os.O_NONBLOCK), "rb")  # noqa: SIM115 - the caller closes it
+    status = os.fstat(stream.fileno())
+    if stat.S_ISREG(status.st_mode):
+        return stream, status.st_size
+    stream.close()
+    raise FileNotFoundError(name)
+
+
+def _open_at(directory: int, name: str, flags: int) -> int:
+    """Open `name` in an open directory, which is closed. A link raises OSError (ELOOP)."""
+    try:
+        return os.open(name, os.O_RDONLY | os.O_NOFOLLOW | os.O_CLOEXEC | flags, dir_fd=directory)
+    finally:
+        os.close(directory)
