@@ -5,10 +5,9 @@ The client's workflow (TUF §5) is tuf's; here are its limits, its idea of the t
 
 from __future__ import annotations
 
-import json
+import re
 from dataclasses import dataclass, field
-from datetime import datetime
-from typing import TYPE_CHECKING, Any, Final
+from typing import TYPE_CHECKING, Final
 from urllib.parse import urlsplit
 
 from tuf.api import exceptions as tuf_errors
@@ -24,8 +23,8 @@ from edgeseal.errors import (
     RollbackError,
     TemporaryError,
 )
-from edgeseal.trust import rules
-from edgeseal.trust.generations import storage_error
+from edgeseal.trust import rules, views
+from edgeseal.trust.generations import read_tree, storage_error
 
 if TYPE_CHECKING:
     from collections.abc import Collection, Iterator
@@ -35,6 +34,7 @@ if TYPE_CHECKING:
 
 # A timestamp with many ML-DSA-87 signatures: 4.6 KB each in binary, twice that in hex. tuf's default is 16 KiB.
 _CONFIG: Final = UpdaterConfig(timestamp_max_length=65_536)
+_EXPIRED: Final = re.compile(r"(?:Final |New )?(.+?)(?:\.json)? is expired")  # how tuf 7 says it
 _KEPT: Final = "nothing was changed; what is installed keeps running"
 
 
@@ -48,20 +48,27 @@ class Outcome:
 
 
 class _Tap(FetcherInterface):
-    """Passes everything through and remembers the last file, for messages."""
+    """Passes everything through and remembers what came, for messages."""
 
-    def __init__(self, inner: Source) -> None:
+    def __init__(self, inner: Source, staging: Path | None = None) -> None:
         self._inner = inner
+        self._staging = staging
+        self._files: dict[str, bytes] = {}
         self.name = ""
-        self.data = b""
 
     def _fetch(self, url: str) -> Iterator[bytes]:
         return self._inner.fetch(url)
 
     def download_bytes(self, url: str, max_length: int) -> bytes:
-        self.name, self.data = urlsplit(url).path.rpartition("/")[2], b""
-        self.data = self._inner.download_bytes(url, max_length)
-        return self.data
+        self.name = urlsplit(url).path.rpartition("/")[2]
+        data = self._inner.download_bytes(url, max_length)
+        self._files[self.name.lstrip("0123456789").lstrip(".")] = data
+        return data
+
+    def newest(self, role: str) -> views.RoleState | None:
+        """Return the state of `role` as it came, or as it was staged."""
+        files = read_tree(self._staging) if self._staging else {}
+        return views.roles({**files, **self._files}).get(role)
 
 
 def run(
@@ -74,7 +81,7 @@ def run(
     paths: Collection[str],
 ) -> Outcome:
     """Refresh the metadata in `staging` and fetch the roles responsible for `models` (None: all) and `paths`."""
-    tap = _Tap(source)
+    tap = _Tap(source, staging)
     outcome = Outcome()
     try:
         updater = Updater(str(staging), source.metadata_url, fetcher=tap, config=_CONFIG, bootstrap=bootstrap)
@@ -135,17 +142,12 @@ def _translate(error: Exception, tap: _Tap, now: float) -> EdgesealError:
 
 
 def _expired(error: Exception, tap: _Tap, now: float) -> EdgesealError:
-    """Say which role and since when: tuf only says that it has expired."""
-    try:
-        signed: dict[str, Any] = json.loads(tap.data)["signed"]
-        expires = datetime.fromisoformat(signed["expires"]).timestamp()
-        version = signed["version"]
-    except (ValueError, KeyError, TypeError):
+    """Say which version and since when: tuf only says that a role has expired."""
+    found = _EXPIRED.fullmatch(str(error))
+    state = tap.newest(found[1]) if found else None
+    if found is None or state is None:
         return RefusedError(f"{error}; the time here is {rules.date(now)} or later", hint=_KEPT)
-    if expires > now:  # the last file fetched is not the one: tuf found the root expired
-        return RefusedError(f"{error}; the time here is {rules.date(now)} or later", hint=_KEPT)
-    role = tap.name.removesuffix(".json").lstrip("0123456789").lstrip(".")
-    return rules.expired(role, version, expires, now)
+    return rules.expired(found[1], state.version, state.expires, now)
 
 
 def _reason(error: BaseException) -> str:

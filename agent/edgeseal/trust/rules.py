@@ -7,21 +7,21 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from datetime import UTC, datetime
-from typing import TYPE_CHECKING, Final, TypeVar
+from typing import TYPE_CHECKING, Final
 
 from tuf.api.metadata import Metadata, Root, Targets
+from tuf.api.serialization import DeserializationError
 
-from edgeseal.errors import FormatError, RefusedError, RollbackError
+from edgeseal.errors import RefusedError, RollbackError
 from edgeseal.trust import views
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Mapping
 
-    from tuf.api.metadata import Key
+    from tuf.api.metadata import Key, Signed
 
     from edgeseal.trust.floors import Floor, Floors
 
-T = TypeVar("T", Root, Targets)
 _LAST: Final = 253_402_300_799  # 9999-12-31: the last second that both TUF and datetime can write
 _ONLINE_ROLES: Final = ("snapshot", "timestamp")
 
@@ -54,10 +54,11 @@ def date(seconds: float) -> str:
 def check_algorithms(files: Mapping[str, bytes], allowed: Algorithms) -> None:
     """Raise RefusedError if any key that signs anything is not of an allowed kind."""
     for name, data in files.items():
-        if name.endswith("root.json"):
-            _check_root(_parse(data, Root, name), allowed)
-        elif "/" not in name and name.endswith(".json") and name not in {"snapshot.json", "timestamp.json"}:
-            _check_delegations(_parse(data, Targets, name), name, allowed)
+        signed = _parse(data) if name.endswith(".json") else None
+        if isinstance(signed, Root):
+            _check_root(signed, allowed)
+        elif isinstance(signed, Targets):
+            _check_delegations(signed, name, allowed)
 
 
 def check_versions(verified: Mapping[str, Floor], floors: Floors) -> None:
@@ -108,8 +109,9 @@ def _check_keys(keys: Iterable[Key], schemes: frozenset[str] | None, whose: str)
             )
 
 
-def _parse(data: bytes, kind: type[T], name: str) -> T:
-    signed = Metadata[T].from_bytes(data).signed
-    if not isinstance(signed, kind):
-        raise FormatError(f"{name} holds {signed.type} metadata; expected {kind.type}")
-    return signed
+def _parse(data: bytes) -> Signed | None:
+    """Return metadata that tuf can read. What it cannot read (a torn leftover) nobody can use either."""
+    try:
+        return Metadata.from_bytes(data).signed  # type: ignore[no-any-return]
+    except DeserializationError:
+        return None

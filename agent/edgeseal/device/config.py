@@ -1,0 +1,188 @@
+"""The agent's configuration: one TOML file, every key optional, every mistake named by its key.
+
+Not here: what enrolment brought (edgeseal.device.profile) and what the agent remembers (edgeseal.device.state).
+"""
+
+from __future__ import annotations
+
+import difflib
+import platform
+import re
+import tomllib
+from pathlib import Path
+from typing import Annotated, Any, Final, Literal, get_type_hints
+
+import msgspec
+
+from edgeseal.errors import UsageError
+
+DEFAULT_PATH: Final = Path("/etc/edgeseal/edgeseal.toml")
+MAX_CONFIG: Final = 65_536
+_DEVICE_TREE: Final = Path("/proc/device-tree/compatible")
+_SERIAL: Final = Path("/proc/device-tree/serial-number")
+_MACHINE_ID: Final = Path("/etc/machine-id")
+
+Seconds = Annotated[int, msgspec.Meta(ge=1, le=31 * 86_400)]
+Mebibytes = Annotated[int, msgspec.Meta(ge=1, le=2**20)]
+Url = Annotated[str, msgspec.Meta(pattern=r"^https?://[^\s/?#@]+(/[^\s?#]*)?$", max_length=256)]
+Name = Annotated[str, msgspec.Meta(min_length=1, max_length=128)]
+
+
+class _Section(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
+    pass
+
+
+class Device(_Section):
+    """What this device is. Releases say for which hardware they are; several names are separated by commas."""
+
+    hardware: Annotated[str, msgspec.Meta(max_length=256)] = ""
+    serial: Annotated[str, msgspec.Meta(max_length=128)] = ""
+
+
+class Fleet(_Section):
+    """Where things are fetched from. The default for all is the fleet server named by the enrolment grant."""
+
+    url: Url | None = None
+    metadata_url: Url | None = None
+    targets_url: Url | None = None
+    objects_url: Url | None = None
+    ca_file: Path | None = None
+    deadline_seconds: Seconds = 3600
+    poll_seconds: Seconds | None = None
+    report_seconds: Seconds | None = None
+
+
+class Paths(_Section):
+    """Where state and decrypted models live."""
+
+    state: Path = Path("/var/lib/edgeseal")
+    models: Path = Path("/run/edgeseal/models")
+
+
+class Runtime(_Section):
+    """How a model is handed over, and what the acceptance probe may use."""
+
+    adapter: Literal["serve", "exec", "systemd", "none"] = "serve"
+    command: Annotated[list[Name], msgspec.Meta(max_length=32)] = []
+    unit: Annotated[str, msgspec.Meta(max_length=128)] = ""
+    offers: Annotated[list[Name], msgspec.Meta(max_length=16)] | None = None
+    probe: bool = True
+    probe_seconds: Seconds = 60
+    probe_memory_mb: Mebibytes = 1024
+    group: Annotated[str, msgspec.Meta(max_length=32)] = ""
+    allow_disk: bool = False
+    workers: Annotated[int, msgspec.Meta(ge=1, le=4)] | None = None
+
+
+class Entropy(_Section):
+    """Randomness: `require` refuses to make keys without a healthy hardware source."""
+
+    policy: Literal["off", "mix", "require"] = "mix"
+    feed_kernel: bool = True
+
+
+class Service(_Section):
+    """The service loop. Jitter spreads a fleet's polls; back-off grows to its ceiling while passes fail."""
+
+    jitter: Annotated[float, msgspec.Meta(ge=0, le=1)] = 0.2
+    backoff_seconds: Seconds = 30
+    backoff_max_seconds: Seconds = 3600
+    pass_seconds: Seconds = 4 * 3600
+
+
+class Config(_Section):
+    """All sections with their defaults."""
+
+    device: Device = Device()
+    fleet: Fleet = Fleet()
+    paths: Paths = Paths()
+    runtime: Runtime = Runtime()
+    entropy: Entropy = Entropy()
+    service: Service = Service()
+
+    @property
+    def hardware(self) -> list[str]:
+        """Names of this hardware: configured, or from the device tree, or the machine's architecture."""
+        if self.device.hardware:
+            return [name.strip() for name in self.device.hardware.split(",") if name.strip()]
+        return _device_tree_names() or [platform.machine()]
+
+    @property
+    def serial(self) -> str:
+        """Serial number: configured, or the board's, or the machine id."""
+        return self.device.serial or _first_line(_SERIAL) or _first_line(_MACHINE_ID) or "unknown"
+
+
+def load(path: Path | None) -> Config:
+    """Read `path`; None means the default path, which need not exist.
+
+    Raises UsageError that names the key.
+    """
+    chosen = path or DEFAULT_PATH
+    try:
+        with chosen.open("rb") as f:
+            data = f.read(MAX_CONFIG + 1)
+    except FileNotFoundError:
+        if path is None:
+            return Config()
+        raise UsageError(f"there is no configuration file {path}") from None
+    except OSError as e:
+        raise UsageError(f"cannot read the configuration file {chosen}: {e.strerror}") from e
+    return parse(data, name=str(chosen))
+
+
+def parse(data: bytes, *, name: str) -> Config:
+    """Parse the TOML text of a configuration file called `name`.
+
+    Raises UsageError that names the key and, for an unknown one, what it may have meant.
+    """
+    if len(data) > MAX_CONFIG:
+        raise UsageError(f"{name} is longer than {MAX_CONFIG} bytes")
+    try:
+        document = tomllib.loads(data.decode())
+    except (UnicodeDecodeError, tomllib.TOMLDecodeError, RecursionError) as e:
+        raise UsageError(f"{name} is not TOML: {e}") from e
+    try:
+        return msgspec.convert(document, Config, strict=True)
+    except msgspec.ValidationError as e:
+        raise _named(str(e), document, name) from None
+
+
+def _named(reason: str, document: dict[str, Any], name: str) -> UsageError:
+    """Turn msgspec's message into one with the dotted key in front, and a suggestion for a misspelt key."""
+    text, _, where = reason.partition(" - at `$")
+    key = re.sub(r"[`$]", "", where).lstrip(".")
+    unknown = re.fullmatch(r"Object contains unknown field `(.*)`", text)
+    if not unknown:
+        return UsageError(f"{name}: {key or 'top level'}: {text}")
+    section, known = _known_keys(key)
+    close = difflib.get_close_matches(unknown[1], known, n=1)
+    dotted = f"{section}.{unknown[1]}" if section else unknown[1]
+    elsewhere = [f"{s}.{unknown[1]}" for s in _SECTIONS if unknown[1] in _SECTIONS[s].__struct_fields__]
+    suggestion = (close and f"did you mean {close[0]}?") or (elsewhere and f"did you mean {elsewhere[0]}?")
+    return UsageError(f"{name}: {dotted}: there is no such key", hint=suggestion or f"known are: {', '.join(known)}")
+
+
+_SECTIONS: Final[dict[str, type[msgspec.Struct]]] = {
+    field: kind for field, kind in get_type_hints(Config).items() if isinstance(kind, type)
+}
+
+
+def _known_keys(section: str) -> tuple[str, tuple[str, ...]]:
+    schema = _SECTIONS.get(section, Config)
+    return (section if section in _SECTIONS else ""), schema.__struct_fields__
+
+
+def _device_tree_names() -> list[str]:
+    """Return the board's `compatible` list: NUL-separated, most specific first."""
+    try:
+        return [n for n in _DEVICE_TREE.read_text("ascii", "replace").split("\0") if n]
+    except OSError:
+        return []
+
+
+def _first_line(path: Path) -> str:
+    try:
+        return path.read_text("ascii", "replace").strip("\0\n ")[:128]
+    except OSError:
+        return ""

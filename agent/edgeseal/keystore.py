@@ -1,0 +1,298 @@
+"""The device's secrets at rest: its identity and the content keys it holds (docs/spec/session.md §14).
+
+    KEK = Extract("edgeseal/at-rest", file secret ‖ systemd credential, if there is one)
+    slot = "ESKS" ‖ u8 format ‖ u8 inputs ‖ u64 sequence ‖ Lock(KEK, label ‖ header, CBOR)
+
+Lock needs no nonce, so an SD card restored to an older state never makes two messages share a key. An older identity is
+not detected here but by the fleet server's counter (session.md §8). Without secure boot, whoever holds card and
+credential has what the device has; the answer to that is revocation.
+"""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any, Final, TypeAlias, TypeVar
+
+import msgspec
+
+from edgeseal import cbor
+from edgeseal.contentkey import CK_LENGTH
+from edgeseal.durable import fsync_directory, write_atomic
+from edgeseal.errors import FormatError, IncompatibleError, IntegrityError, NotAuthorisedError, UsageError
+from edgeseal.session.device import Generation, Identity
+from edgeseal.session.messages import lock, u64, unlock
+from edgeseal.slots import TwoSlots
+from edgeseal.suite import extract
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterable, Sequence
+
+MAGIC: Final = b"ESKS"
+FORMAT: Final = 1
+SECRET_LENGTH: Final = 32
+CREDENTIAL_NAME: Final = "edgeseal.at-rest"
+MAX_CREDENTIAL: Final = 4096
+_HEADER_LENGTH: Final = len(MAGIC) + 2 + 8
+_WITH_CREDENTIAL: Final = 1
+_LOCK_SUITE: Final = 1  # ChaCha20-Poly1305: no AES instructions needed
+
+Lines = Annotated[list[str], msgspec.Meta(max_length=16)]
+Key: TypeAlias = tuple[str, int]  # model and release
+S = TypeVar("S", bound=msgspec.Struct)
+
+
+class _Identity(msgspec.Struct, frozen=True, array_like=True, forbid_unknown_fields=True):
+    format: int
+    device: str
+    current: list[Any]
+    former: list[Any] | None
+    ceiling: Annotated[int, msgspec.Meta(ge=0)]
+    resynced: bool
+    refusals: Annotated[int, msgspec.Meta(ge=0)]
+    k_rng: Annotated[bytes, msgspec.Meta(min_length=32, max_length=32)]
+    sources: dict[str, Lines]
+
+
+class _Generation(msgspec.Struct, frozen=True, array_like=True, forbid_unknown_fields=True):
+    suite: int
+    seed: bytes
+    psk: bytes
+    accepted_at: int | None
+    provisioned: bool
+
+
+class Pending(msgspec.Struct, frozen=True, array_like=True, forbid_unknown_fields=True):
+    """A key pair that waits for its enrolment grant."""
+
+    format: int
+    suite: int
+    seed: bytes
+    sources: Lines
+
+    def __repr__(self) -> str:
+        """Never the seed."""
+        return f"Pending(suite={self.suite})"
+
+
+class ContentKey(msgspec.Struct, frozen=True, array_like=True, forbid_unknown_fields=True):
+    """A content key held, to be dropped at `not_after` (Unix seconds)."""
+
+    model: str
+    release: Annotated[int, msgspec.Meta(ge=1)]
+    ck: Annotated[bytes, msgspec.Meta(min_length=CK_LENGTH, max_length=CK_LENGTH)]
+    not_after: Annotated[int, msgspec.Meta(ge=0)]
+
+    def __repr__(self) -> str:
+        """Never the key."""
+        return f"ContentKey(model={self.model!r}, release={self.release})"
+
+
+class _ContentKeys(msgspec.Struct, frozen=True, array_like=True, forbid_unknown_fields=True):
+    format: int
+    keys: list[ContentKey]
+
+
+def systemd_credential() -> bytes | None:
+    """Return the credential systemd passed to this service, None if there is none."""
+    directory = os.environ.get("CREDENTIALS_DIRECTORY")
+    path = Path(directory, CREDENTIAL_NAME) if directory else None
+    if path is None or not path.exists():
+        return None
+    data = path.read_bytes()
+    if not SECRET_LENGTH <= len(data) <= MAX_CREDENTIAL:
+        raise UsageError(
+            f"systemd credential {CREDENTIAL_NAME} has {len(data)} bytes; {SECRET_LENGTH} to {MAX_CREDENTIAL} are needed"
+        )
+    return data
+
+
+class KeyStore:
+    """Secrets of one device in one directory. One process at a time: the caller holds the agent's lock."""
+
+    def __init__(self, directory: Path, *, credential: bytes | None = None) -> None:
+        """Nothing is read or written before the first call."""
+        self._directory = directory
+        self._secret = directory / "secret"
+        self._credential = credential
+        self._identity = self._slots("identity")
+        self._pending = self._slots("pending")
+        self._keys = self._slots("keys")
+
+    # Enrolment ---------------------------------------------------------------------------------------------------
+
+    def create(self, draw: Callable[[str, int], bytes]) -> None:
+        """Make the file secret if this directory has none yet.
+
+        Raises IntegrityError if it is missing beside what was sealed under it.
+        """
+        self._directory.mkdir(mode=0o700, parents=True, exist_ok=True)
+        if self._secret.exists():
+            return
+        if any(self._directory.glob("identity.*")):
+            raise _lost_secret(self._secret)
+        write_atomic(self._secret, draw("at-rest secret", SECRET_LENGTH), mode=0o400)
+        fsync_directory(self._directory.parent)
+
+    def pending(self) -> Pending | None:
+        """Return the key pair that waits for its grant."""
+        slot = self._pending.read()
+        return None if slot is None else _decode(slot.payload, Pending, "pending enrolment")
+
+    def keep_pending(self, suite: int, seed: bytes, sources: Sequence[str]) -> None:
+        """Make a fresh key pair durable before its public half is shown to anybody."""
+        self._pending.write(cbor.encode(cbor.to_map(Pending(FORMAT, suite, seed, list(sources)))))
+
+    def enrol(self, identity: Identity, *, k_rng: bytes, sources: dict[str, list[str]]) -> None:
+        """Make an identity durable, then forget the pending key pair it was made from."""
+        self._write_identity(identity, k_rng, sources)
+        self._pending.remove()
+
+    # Identity ----------------------------------------------------------------------------------------------------
+
+    def enrolled(self) -> bool:
+        """Whether there is an identity at all, sound or not; needs no key."""
+        return any(self._directory.glob("identity.[01]"))
+
+    def identity(self) -> Identity:
+        """Return the identity.
+
+        Raises NotAuthorisedError before enrolment, IntegrityError if it is damaged or sealed under another secret.
+        """
+        return _identity(self._stored())
+
+    def k_rng(self) -> bytes:
+        """Return the provisioning host's contribution to this device's randomness."""
+        return self._stored().k_rng
+
+    def sources(self) -> dict[str, list[str]]:
+        """Return the record of sources of every seed, by key id."""
+        return dict(self._stored().sources)
+
+    def save(self, identity: Identity, *, sources: dict[str, list[str]] | None = None) -> None:
+        """Make a changed identity durable before returning; `sources` adds the record of a new seed."""
+        stored = self._stored()
+        self._write_identity(identity, stored.k_rng, {**stored.sources, **(sources or {})})
+
+    # Content keys ------------------------------------------------------------------------------------------------
+
+    def content_keys(self) -> dict[Key, ContentKey]:
+        """Return the content keys held, by (model, release)."""
+        slot = self._keys.read()
+        if slot is None:
+            return {}
+        keys = _decode(slot.payload, _ContentKeys, "content keys").keys
+        return {(k.model, k.release): k for k in keys}
+
+    def keep_content_keys(self, keys: Iterable[ContentKey]) -> None:
+        """Hold exactly these keys; no copy of any other remains."""
+        new = {(k.model, k.release): k for k in keys}
+        held = self.content_keys()
+        if new != held:
+            message = _ContentKeys(FORMAT, [new[k] for k in sorted(new)])
+            self._keys.write(cbor.encode(cbor.to_map(message)), everywhere=bool(held.keys() - new.keys()))
+
+    # Sealing -----------------------------------------------------------------------------------------------------
+
+    def _stored(self) -> _Identity:
+        slot = self._identity.read()
+        if slot is None:
+            raise NotAuthorisedError(
+                "this device is not enrolled",
+                hint="edgeseal-agent enrol request, then edgeseal-agent enrol accept with the fleet's grant",
+            )
+        return _decode(slot.payload, _Identity, "identity")
+
+    def _write_identity(self, identity: Identity, k_rng: bytes, sources: dict[str, list[str]]) -> None:
+        stored = _Identity(
+            FORMAT,
+            identity.device,
+            _generation_list(identity.current),
+            None if identity.former is None else _generation_list(identity.former),
+            identity.ceiling,
+            identity.resynced,
+            identity.refusals,
+            k_rng,
+            sources,
+        )
+        self._identity.write(cbor.encode(cbor.to_map(stored)))
+
+    def _slots(self, name: str) -> TwoSlots:
+        label = name.encode()
+        return TwoSlots(
+            self._directory,
+            name,
+            wrap=lambda sequence, payload: self._seal(label, sequence, payload),
+            unwrap=lambda data: self._open(label, data),
+        )
+
+    def _seal(self, label: bytes, sequence: int, payload: bytes) -> bytes:
+        with_credential = self._credential is not None
+        header = MAGIC + bytes([FORMAT, _WITH_CREDENTIAL * with_credential]) + u64(sequence)
+        return header + lock(_LOCK_SUITE, self._kek(with_credential), label + header, payload)
+
+    def _open(self, label: bytes, data: bytes) -> tuple[int, bytes]:
+        header = data[:_HEADER_LENGTH]
+        if len(header) < _HEADER_LENGTH or not header.startswith(MAGIC):
+            raise FormatError(f"sealed {label.decode()} is truncated or not ours")
+        if header[4] != FORMAT:
+            raise IncompatibleError(f"sealed {label.decode()} has format {header[4]}; this version reads {FORMAT}")
+        with_credential = bool(header[5] & _WITH_CREDENTIAL)  # sealed before there was one: the next write adds it
+        payload = unlock(_LOCK_SUITE, self._kek(with_credential), label + header, data[_HEADER_LENGTH:])
+        return int.from_bytes(header[6:], "big"), payload
+
+    def _kek(self, with_credential: bool) -> bytes:  # noqa: FBT001 - private, one line above and one below
+        if with_credential and self._credential is None:
+            raise IntegrityError(
+                f"this device's secrets were sealed with the systemd credential {CREDENTIAL_NAME}, which is missing",
+                hint="start the agent through its systemd unit, or run the command with systemd-run and the credential",
+            )
+        try:
+            secret = self._secret.read_bytes()
+        except FileNotFoundError:
+            raise _lost_secret(self._secret) from None
+        if len(secret) != SECRET_LENGTH:
+            raise IntegrityError(
+                f"the at-rest secret has {len(secret)} bytes, not {SECRET_LENGTH}", hint="enrol this device anew"
+            )
+        return extract(b"edgeseal/at-rest", secret + ((self._credential or b"") if with_credential else b""))
+
+
+def _lost_secret(path: Path) -> IntegrityError:
+    return IntegrityError(
+        f"{path} is missing, and without it the identity beside it cannot be opened",
+        hint="restore it from where it was moved to, or remove the state directory and enrol this device anew",
+    )
+
+
+def _generation_list(generation: Generation) -> list[Any]:
+    return [
+        generation.suite,
+        generation.seed,
+        generation.psk,
+        generation.accepted_at,
+        generation.provisioned,
+    ]
+
+
+def _generation(values: list[Any]) -> Generation:
+    try:
+        wire = msgspec.convert(values, _Generation, strict=True)
+    except msgspec.ValidationError as e:
+        raise FormatError(f"identity: {e}") from e
+    return Generation(wire.suite, wire.seed, wire.psk, wire.accepted_at, wire.provisioned)
+
+
+def _identity(stored: _Identity) -> Identity:
+    return Identity(
+        device=stored.device,
+        current=_generation(stored.current),
+        former=None if stored.former is None else _generation(stored.former),
+        ceiling=stored.ceiling,
+        resynced=stored.resynced,
+        refusals=stored.refusals,
+    )
+
+
+def _decode(payload: bytes, schema: type[S], what: str) -> S:
+    return cbor.decode_map(payload, schema, max_length=2**20, what=what)

@@ -1,0 +1,101 @@
+"""One small file in two alternating slots: a power cut or a worn-out block costs at most the last change.
+
+Each slot is written whole (edgeseal.durable.write_atomic) and carries a sequence number; the highest one that is sound
+counts. What makes a slot sound, a checksum or a seal, is the caller's.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Final
+
+from edgeseal.durable import write_atomic
+from edgeseal.errors import IntegrityError, RefusedError
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+    from pathlib import Path
+
+SUFFIXES: Final = (".0", ".1")
+MAX_LENGTH: Final = 4 * 2**20
+
+
+@dataclass(frozen=True, slots=True)
+class Slot:
+    """The newest sound slot; `damaged` says that the other one is there and is not sound."""
+
+    sequence: int
+    payload: bytes
+    damaged: bool = False
+
+    def __repr__(self) -> str:
+        """Never the payload: it may be secret."""
+        return f"Slot(sequence={self.sequence}, damaged={self.damaged})"
+
+
+class TwoSlots:
+    """`name.0` and `name.1` in one directory."""
+
+    def __init__(
+        self,
+        directory: Path,
+        name: str,
+        *,
+        wrap: Callable[[int, bytes], bytes],
+        unwrap: Callable[[bytes], tuple[int, bytes]],
+    ) -> None:
+        """`unwrap` is the inverse of `wrap`: (sequence, payload), or RefusedError."""
+        self._paths = [directory / (name + suffix) for suffix in SUFFIXES]
+        self._name = name
+        self._wrap = wrap
+        self._unwrap = unwrap
+
+    def read(self) -> Slot | None:
+        """Return the newest sound slot, None if neither exists.
+
+        Raises IntegrityError if there is something but none of it is sound.
+        """
+        sound: list[tuple[int, bytes]] = []
+        faults: list[RefusedError] = []
+        for path in self._paths:
+            try:
+                sound.append(self._unwrap(_bounded(path)))
+            except FileNotFoundError:
+                continue
+            except RefusedError as e:
+                faults.append(e)
+        if sound:
+            sequence, payload = max(sound)
+            return Slot(sequence, payload, damaged=bool(faults))
+        if faults:
+            raise IntegrityError(f"{self._name}: no copy of it is sound: {faults[0].message}", hint=faults[0].hint)
+        return None
+
+    def write(self, payload: bytes, *, everywhere: bool = False) -> None:
+        """Make `payload` the newest; `everywhere` also replaces the older copy, so that nothing former remains."""
+        found = self._newest()
+        sequence = found + 1
+        write_atomic(self._paths[sequence % 2], self._wrap(sequence, payload))
+        if everywhere:
+            write_atomic(self._paths[(sequence + 1) % 2], self._wrap(sequence + 1, payload))
+
+    def remove(self) -> None:
+        """Remove both slots."""
+        for path in self._paths:
+            path.unlink(missing_ok=True)
+
+    def _newest(self) -> int:
+        try:
+            slot = self.read()
+        except IntegrityError:
+            return 0  # the caller decided to start anew
+        return slot.sequence if slot else 0
+
+
+def _bounded(path: Path) -> bytes:
+    """Read a slot without trusting its size: a damaged file system can claim any."""
+    with path.open("rb") as f:
+        data = f.read(MAX_LENGTH + 1)
+    if len(data) > MAX_LENGTH:
+        raise IntegrityError(f"{path.name} is larger than {MAX_LENGTH} bytes")
+    return data
