@@ -16,6 +16,7 @@ from tuf.api.metadata import Metadata, Root, T, Timestamp
 from tuf.api.serialization import DeserializationError
 
 from edgeseal.errors import FormatError, RefusedError
+from edgeseal.manifest import check_model_name, is_model_name
 
 if TYPE_CHECKING:
     from collections.abc import Iterable
@@ -35,8 +36,6 @@ MAX_METADATA: Final = 5_000_000  # what tuf's client reads of a targets file at 
 MAX_ROOT: Final = 512_000  # and of a root
 NAME_FIELD: Final = "x-edgeseal-name"  # whose key this is; outside the key id, inside the signature
 
-# A model name is a path segment, a glob pattern and part of a file name at once: nothing special in any of them.
-_MODEL = re.compile(r"[a-z0-9](?:[a-z0-9._-]{0,62}[a-z0-9])?")
 _RELEASE_PATH = re.compile(r"models/([^/]+)/([1-9][0-9]{0,18})\.cbor")
 _OWN_PATH = re.compile(r"fleet/[a-z0-9][a-z0-9._-]{0,62}")  # what the targets role itself may list
 
@@ -67,19 +66,6 @@ def read(data: bytes, kind: type[T], *, what: str) -> Metadata[T]:
     return metadata
 
 
-def check_model_name(model: str) -> str:
-    """Return `model` if it may be a model's name.
-
-    Raises FormatError.
-    """
-    if not _MODEL.fullmatch(model):
-        raise FormatError(
-            f"{model!r} cannot be a model name",
-            hint="1 to 64 of a-z 0-9 . _ - and neither end a punctuation mark",
-        )
-    return model
-
-
 def role_of(model: str) -> str:
     """Name of the delegated role that lists a model's releases; the prefix keeps it apart from TUF's own roles."""
     return f"model-{check_model_name(model)}"
@@ -92,7 +78,7 @@ def model_of(role: DelegatedRole) -> str:
     """
     if role.path_hash_prefixes is None and role.terminating and role.paths and len(role.paths) == 1:
         model = role.paths[0].removeprefix("models/").removesuffix("/*")
-        if role.paths[0] == f"models/{model}/*" and _MODEL.fullmatch(model) and role.name == f"model-{model}":
+        if role.paths[0] == f"models/{model}/*" and is_model_name(model) and role.name == f"model-{model}":
             return model
     raise RefusedError(
         f"delegated role {role.name!r} does not have the shape of a model's role",
@@ -111,7 +97,7 @@ def split_release_path(path: str) -> tuple[str, int]:
     Raises FormatError.
     """
     found = _RELEASE_PATH.fullmatch(path)
-    if not found or not _MODEL.fullmatch(found[1]):
+    if not found or not is_model_name(found[1]):
         raise FormatError(f"target path {path!r}; expected models/<model>/<release>.cbor")
     return found[1], int(found[2])
 
