@@ -96,6 +96,9 @@ def run(
     for path, label in wanted.items():
         try:
             updater.get_targetinfo(path)
+        except OSError as e:  # our disk's fault, not the publisher's: this role would be half there
+            outcome.error = storage_error(e)
+            return outcome
         except Exception as e:  # noqa: BLE001 - as above; one publisher's fault must not stop the others
             outcome.refused[label] = _translate(e, tap, now)
     return outcome
