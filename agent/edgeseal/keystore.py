@@ -102,7 +102,8 @@ def systemd_credential() -> bytes | None:
     data = path.read_bytes()
     if not SECRET_LENGTH <= len(data) <= MAX_CREDENTIAL:
         raise UsageError(
-            f"systemd credential {CREDENTIAL_NAME} has {len(data)} bytes; {SECRET_LENGTH} to {MAX_CREDENTIAL} are needed"
+            f"systemd credential {CREDENTIAL_NAME} has {len(data)} bytes; "
+            f"{SECRET_LENGTH} to {MAX_CREDENTIAL} are needed"
         )
     return data
 

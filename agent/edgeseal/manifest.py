@@ -27,8 +27,8 @@ MAX_RELEASE: Final = 2**63 - 1  # SQLite and JSON readers keep signed 64-bit int
 MAX_HINTS: Final = 16
 CHUNK_MAX: Final = 2**20
 
-# Safe as a path component, as a TUF path pattern (no wildcards) and in a URL without quoting. Lower case only: two names
-# that differ in case alone would meet in one directory on a workstation's file system.
+# Safe as a path component, as a TUF path pattern (no wildcards) and in a URL without quoting. Lower case only: two
+# names that differ in case alone would meet in one directory on a workstation's file system.
 MODEL_NAME: Final = re.compile(r"[a-z0-9](?:[a-z0-9._-]{0,62}[a-z0-9])?")
 # A publisher's delegated TUF role may be named after its model; these four names mean something else there.
 RESERVED_NAMES: Final = frozenset({"root", "targets", "snapshot", "timestamp"})

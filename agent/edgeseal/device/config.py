@@ -10,7 +10,7 @@ import platform
 import re
 import tomllib
 from pathlib import Path
-from typing import Annotated, Any, Final, Literal, get_type_hints
+from typing import Annotated, Final, Literal, get_type_hints
 
 import msgspec
 
@@ -32,14 +32,14 @@ class _Section(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=
     pass
 
 
-class Device(_Section):
+class Device(_Section, frozen=True):
     """What this device is. Releases say for which hardware they are; several names are separated by commas."""
 
     hardware: Annotated[str, msgspec.Meta(max_length=256)] = ""
     serial: Annotated[str, msgspec.Meta(max_length=128)] = ""
 
 
-class Fleet(_Section):
+class Fleet(_Section, frozen=True):
     """Where things are fetched from. The default for all is the fleet server named by the enrolment grant."""
 
     url: Url | None = None
@@ -52,14 +52,14 @@ class Fleet(_Section):
     report_seconds: Seconds | None = None
 
 
-class Paths(_Section):
+class Paths(_Section, frozen=True):
     """Where state and decrypted models live."""
 
     state: Path = Path("/var/lib/edgeseal")
     models: Path = Path("/run/edgeseal/models")
 
 
-class Runtime(_Section):
+class Runtime(_Section, frozen=True):
     """How a model is handed over, and what the acceptance probe may use."""
 
     adapter: Literal["serve", "exec", "systemd", "none"] = "serve"
@@ -74,14 +74,14 @@ class Runtime(_Section):
     workers: Annotated[int, msgspec.Meta(ge=1, le=4)] | None = None
 
 
-class Entropy(_Section):
+class Entropy(_Section, frozen=True):
     """Randomness: `require` refuses to make keys without a healthy hardware source."""
 
     policy: Literal["off", "mix", "require"] = "mix"
     feed_kernel: bool = True
 
 
-class Service(_Section):
+class Service(_Section, frozen=True):
     """The service loop. Jitter spreads a fleet's polls; back-off grows to its ceiling while passes fail."""
 
     jitter: Annotated[float, msgspec.Meta(ge=0, le=1)] = 0.2
@@ -90,7 +90,7 @@ class Service(_Section):
     pass_seconds: Seconds = 4 * 3600
 
 
-class Config(_Section):
+class Config(_Section, frozen=True):
     """All sections with their defaults."""
 
     device: Device = Device()
@@ -145,10 +145,10 @@ def parse(data: bytes, *, name: str) -> Config:
     try:
         return msgspec.convert(document, Config, strict=True)
     except msgspec.ValidationError as e:
-        raise _named(str(e), document, name) from None
+        raise _named(str(e), name) from None
 
 
-def _named(reason: str, document: dict[str, Any], name: str) -> UsageError:
+def _named(reason: str, name: str) -> UsageError:
     """Turn msgspec's message into one with the dotted key in front, and a suggestion for a misspelt key."""
     text, _, where = reason.partition(" - at `$")
     key = re.sub(r"[`$]", "", where).lstrip(".")

@@ -1,4 +1,4 @@
-"""What enrolment brought besides secrets: who this device is and whose fleet it belongs to. Public, read by `status`."""
+"""What enrolment brought besides secrets: who this device is, whose fleet it belongs to. Public, read by `status`."""
 
 from __future__ import annotations
 

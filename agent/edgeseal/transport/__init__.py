@@ -1,1 +1,1 @@
-"""How bytes travel: X1 messages and objects over HTTP, objects from removable media. Nothing here trusts what it gets."""
+"""How bytes travel: X1 messages and objects over HTTP, objects from removable media. Nothing that comes is trusted."""

@@ -1,28 +1,23 @@
 """POST /x1: carries one X1 message to the fleet server and brings one answer (docs/spec/session.md §12).
 
-Nothing here is believed: every answer is a hint until the session opens it. Limits come from the session: 60 seconds for
-an exchange, 16 KiB for a message, no redirects, no caching, no retries (a new try is a new message).
+Nothing here is believed: every answer is a hint until the session opens it. Limits come from the session: 60 seconds
+for an exchange, 16 KiB for a message, no redirects, no caching, no retries (a new try is a new message).
 """
 
 from __future__ import annotations
 
 import contextlib
-import socket
-import threading
 import time
 from typing import TYPE_CHECKING, Final
 from urllib.parse import urlsplit
 
 import urllib3
-from urllib3.connection import HTTPConnection, HTTPSConnection
-from urllib3.connectionpool import HTTPConnectionPool, HTTPSConnectionPool
 from urllib3.exceptions import HTTPError
 
 from edgeseal.errors import TemporaryError, UsageError
+from edgeseal.transport.watch import Watch
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
-
     from urllib3.response import BaseHTTPResponse
 
 MAX_MESSAGE: Final = 16_384
@@ -48,7 +43,7 @@ class FleetExchange:
             )
         self._url = fleet_url.rstrip("/") + "/x1"
         self._deadline = deadline
-        self._watch = _Watch()
+        self._watch = Watch()
         self._pools = urllib3.PoolManager(num_pools=1, maxsize=1, ca_certs=ca_file, retries=False)
         self._pools.pool_classes_by_scheme = self._watch.pool_classes()
         self.requests = 0
@@ -108,49 +103,3 @@ def _read(response: BaseHTTPResponse) -> bytes:
         if len(answer) > MAX_MESSAGE:
             raise TemporaryError(f"the fleet server's answer is longer than {MAX_MESSAGE} bytes")
     return bytes(answer)
-
-
-class _Watch:
-    """Shuts the socket down at a point in time: a peer that drips bytes stretches every socket timeout, not this."""
-
-    def __init__(self) -> None:
-        self.over = False
-        self._socket: socket.socket | None = None
-
-    @contextlib.contextmanager
-    def until(self, ends: float) -> Iterator[None]:
-        self.over = False
-        timer = threading.Timer(max(0.0, ends - time.monotonic()), self._shut)
-        timer.daemon = True
-        timer.start()
-        try:
-            yield
-        finally:
-            timer.cancel()
-
-    def pool_classes(self) -> dict[str, type[HTTPConnectionPool]]:
-        watch = self
-
-        class Plain(HTTPConnection):
-            def connect(self) -> None:
-                super().connect()
-                watch._socket = self.sock
-
-        class Tls(HTTPSConnection):
-            def connect(self) -> None:
-                super().connect()
-                watch._socket = self.sock
-
-        class PlainPool(HTTPConnectionPool):
-            ConnectionCls = Plain
-
-        class TlsPool(HTTPSConnectionPool):
-            ConnectionCls = Tls
-
-        return {"http": PlainPool, "https": TlsPool}
-
-    def _shut(self) -> None:
-        self.over = True
-        if self._socket is not None:
-            with contextlib.suppress(OSError):  # closed already
-                socket.socket.shutdown(self._socket, socket.SHUT_RDWR)  # not SSLSocket's: it drops TLS state in use

@@ -5,15 +5,12 @@ Links are not followed, anything but a regular file does not exist, and a file i
 
 from __future__ import annotations
 
-import os
-import stat
-from typing import TYPE_CHECKING, BinaryIO, Final
+from typing import TYPE_CHECKING, Final
 
 from tuf.api.exceptions import DownloadError, DownloadHTTPError, DownloadLengthMismatchError
 from tuf.ngclient.fetcher import FetcherInterface
 
-from edgeseal.errors import FormatError
-from edgeseal.trust import ustar
+from edgeseal.archive import Archive
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -33,8 +30,7 @@ class ArchiveFetcher(FetcherInterface):
 
     def __init__(self, path: Path) -> None:
         """Take the directory or tar. Nothing is read before the first fetch."""
-        self._path = path
-        self._index: dict[str, ustar.Member] | None = None
+        self._archive = Archive(path)
 
     def download_bytes(self, url: str, max_length: int) -> bytes:
         """Return the file.
@@ -43,7 +39,7 @@ class ArchiveFetcher(FetcherInterface):
         """
         name = _name(url)
         try:
-            stream, size = self._open(name)
+            stream, size = self._archive.open(name)
             with stream:
                 if size > max_length:
                     raise DownloadLengthMismatchError(f"{name} has {size} bytes; {max_length} are allowed")
@@ -57,45 +53,9 @@ class ArchiveFetcher(FetcherInterface):
         data = self.download_bytes(url, _MAX_FILE)
         return (data[i : i + _PIECE] for i in range(0, len(data), _PIECE))
 
-    def _open(self, name: str) -> tuple[BinaryIO, int]:
-        if self._path.is_dir():
-            return _open_beneath(self._path, name)
-        if self._index is None:
-            self._index = ustar.index(self._path)
-        member = self._index.get(name)
-        if member is None:
-            raise FileNotFoundError(name)
-        stream = self._path.open("rb")
-        stream.seek(member.offset)
-        return stream, member.size
-
 
 def _name(url: str) -> str:
     """Return the name inside the archive that a URL of ours means: role names stay percent-encoded in file names."""
     if not url.startswith(_SCHEME):
         raise DownloadError(f"{url} is not in this archive")
     return url[len(_SCHEME) :]
-
-
-def _open_beneath(directory: Path, name: str) -> tuple[BinaryIO, int]:
-    """Open a regular file below `directory` without following a link in any part of the way."""
-    parts = name.split("/")
-    if not all(parts) or ".." in parts or "." in parts:
-        raise FormatError(f"{name!r} does not stay inside the archive")
-    fd = os.open(directory, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
-    for part in parts[:-1]:
-        fd = _open_at(fd, part, os.O_DIRECTORY)
-    stream = open(_open_at(fd, parts[-1], os.O_NONBLOCK), "rb")  # noqa: SIM115 - the caller closes it
-    status = os.fstat(stream.fileno())
-    if stat.S_ISREG(status.st_mode):
-        return stream, status.st_size
-    stream.close()
-    raise FileNotFoundError(name)
-
-
-def _open_at(directory: int, name: str, flags: int) -> int:
-    """Open `name` in an open directory, which is closed. A link raises OSError (ELOOP)."""
-    try:
-        return os.open(name, os.O_RDONLY | os.O_NOFOLLOW | os.O_CLOEXEC | flags, dir_fd=directory)
-    finally:
-        os.close(directory)

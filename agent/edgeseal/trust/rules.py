@@ -112,6 +112,6 @@ def _check_keys(keys: Iterable[Key], schemes: frozenset[str] | None, whose: str)
 def _parse(data: bytes) -> Signed | None:
     """Return metadata that tuf can read. What it cannot read (a torn leftover) nobody can use either."""
     try:
-        return Metadata.from_bytes(data).signed  # type: ignore[no-any-return]
+        return Metadata.from_bytes(data).signed
     except DeserializationError:
         return None

@@ -39,6 +39,7 @@ from tuf.ngclient.fetcher import FetcherInterface
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence
+    from contextlib import AbstractContextManager
     from pathlib import Path
 
     from tuf.api.metadata import Signed
@@ -217,17 +218,9 @@ class Repository(FetcherInterface):
             path.parent.mkdir(parents=True, exist_ok=True)
             path.write_bytes(data)
 
-    @contextmanager
-    def serve(self) -> Iterator[HttpServer]:
+    def serve(self) -> AbstractContextManager[HttpServer]:
         """Serve on a free port of the loopback interface until the block ends."""
-        with HttpServer(self.files) as server:
-            thread = threading.Thread(target=server.serve_forever, kwargs={"poll_interval": 0.02}, daemon=True)
-            thread.start()
-            try:
-                yield server
-            finally:
-                server.shutdown()
-                thread.join()
+        return serving(self.files)
 
     def _fetch(self, url: str) -> Iterator[bytes]:
         name = url.removeprefix("memory:/")
@@ -257,6 +250,19 @@ class HttpServer(ThreadingHTTPServer):
     def base(self) -> str:
         """Return the address to give to a client."""
         return f"http://127.0.0.1:{self.server_address[1]}/"
+
+
+@contextmanager
+def serving(files: dict[str, bytes]) -> Iterator[HttpServer]:
+    """Serve `files` on a free port of the loopback interface until the block ends; changes to it are seen."""
+    with HttpServer(files) as server:
+        thread = threading.Thread(target=server.serve_forever, kwargs={"poll_interval": 0.02}, daemon=True)
+        thread.start()
+        try:
+            yield server
+        finally:
+            server.shutdown()
+            thread.join()
 
 
 class _Handler(BaseHTTPRequestHandler):
