@@ -1,0 +1,81 @@
+"""Acceptance vectors: what a release must answer, and how exactly. They travel in the sealed table.
+
+    {"v": 1, "cases": [{"inputs": {name: tensor}, "outputs": {name: tensor}}, …],
+     "atol": float, "rtol": float, "top1": bool}          tensor = [datatype, [shape], bytes little-endian]
+
+Without vectors a probe still feeds zeros of the declared shapes and refuses NaN.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Annotated, Final
+
+import msgspec
+
+from edgeseal.errors import FormatError
+
+if TYPE_CHECKING:
+    import numpy as np
+    from numpy.typing import NDArray
+
+VERSION: Final = 1
+MAX_CASES: Final = 256
+
+
+class Tensor(msgspec.Struct, frozen=True, array_like=True, forbid_unknown_fields=True):
+    """One tensor: Open Inference Protocol datatype, shape, little-endian bytes."""
+
+    datatype: str
+    shape: Annotated[list[Annotated[int, msgspec.Meta(ge=0, le=2**31)]], msgspec.Meta(max_length=16)]
+    data: bytes
+
+
+class Case(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    """Inputs and the outputs they must give."""
+
+    inputs: dict[str, Tensor]
+    outputs: dict[str, Tensor]
+
+
+class Vectors(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    """All cases of a release, with one tolerance: |got - expected| <= atol + rtol * |expected|, or the same argmax."""
+
+    v: int
+    cases: Annotated[list[Case], msgspec.Meta(min_length=1, max_length=MAX_CASES)]
+    atol: Annotated[float, msgspec.Meta(ge=0)] = 1e-4
+    rtol: Annotated[float, msgspec.Meta(ge=0)] = 1e-3
+    top1: bool = False
+
+
+def parse(tests: object) -> Vectors | None:
+    """Return the vectors of a sealed table, None if it carries none.
+
+    Raises FormatError for another shape or a newer version.
+    """
+    if tests is None:
+        return None
+    try:
+        vectors = msgspec.convert(tests, Vectors, strict=False)
+    except msgspec.ValidationError as e:
+        raise FormatError(f"acceptance vectors: {e}") from e
+    if vectors.v != VERSION:
+        raise FormatError(f"acceptance vectors of version {vectors.v}; this version reads {VERSION}")
+    return vectors
+
+
+def difference(got: NDArray[np.generic], expected: NDArray[np.generic], vectors: Vectors) -> str | None:
+    """Return how `got` differs from `expected` beyond the tolerance, None if it does not."""
+    import numpy as np
+
+    if got.shape != expected.shape:
+        return f"shape {list(got.shape)} where {list(expected.shape)} was expected"
+    if got.dtype.kind not in "fiub":
+        return None if np.array_equal(got, expected) else "other values"
+    if vectors.top1:
+        wrong = int(np.sum(np.argmax(got, axis=-1) != np.argmax(expected, axis=-1)))
+        return f"{wrong} of {max(1, got[..., 0].size)} cases have another top-1 class" if wrong else None
+    a, b = got.astype(np.float64), expected.astype(np.float64)
+    beyond = np.abs(a - b) > vectors.atol + vectors.rtol * np.abs(b)
+    if not beyond.any():
+        return None
+    return f"{int(beyond.sum())} of {beyond.size} values differ, by up to {float(np.abs(a - b).max()):.3g}"
