@@ -1,0 +1,196 @@
+"""The directory `--data DIR` of a fleet server: what lies where, and how a new one is made.
+
+fleet.json        format and public address        public.json    what publishers need (public.py)
+fleet.db          registry (schema.py)             admin.token    first token, mode 0600
+objects/          everything served                secrets/       key rings, signing keys, database key: mode 0700
+"""
+
+from __future__ import annotations
+
+import json
+from contextlib import contextmanager
+from typing import TYPE_CHECKING, Final
+from urllib.parse import urlsplit
+
+from edgeseal.durable import fsync_directory, locked, sweep, write_atomic
+from edgeseal.errors import IncompatibleError, IntegrityError, RefusedError, UsageError
+from edgeseal.servers import TARGET_PATH, FleetServers, ServerKey
+from edgeseal_host.fleet import online_keys, schema
+from edgeseal_host.fleet.objects import ObjectDirectory
+from edgeseal_host.fleet.public import FleetPublic
+from edgeseal_host.fleet.publishing import Publisher
+from edgeseal_host.fleet.registry import SqlRegistry
+from edgeseal_host.fleet.rings import KEY_LIFETIME, RINGS, KeyRing
+from edgeseal_host.fleet.tokens import Tokens
+from edgeseal_host.fleet.vault import Vault
+from edgeseal_host.repository import metadata
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+    from pathlib import Path
+
+FORMAT: Final = 1
+
+
+class DataDirectory:
+    """Paths and the parts that lie behind them."""
+
+    def __init__(self, path: Path) -> None:
+        """Name a directory; nothing is read yet."""
+        self.path = path
+        self.secrets = path / "secrets"
+        self.database = path / "fleet.db"
+        self.public_file = path / "public.json"
+        self.admin_token = path / "admin.token"
+
+    def create(self, url: str, *, now: int) -> FleetPublic:
+        """Make keys, database and the first token.
+
+        Raises UsageError for a bad address, RefusedError if there is a fleet already: its keys cannot be made again.
+        """
+        _check_url(url)
+        if (self.path / "fleet.json").exists():
+            raise RefusedError(f"{self.path} holds a fleet server already", hint="choose another --data directory")
+        self.path.mkdir(mode=0o755, parents=True, exist_ok=True)
+        if self.database.exists():
+            raise RefusedError(
+                f"{self.path} holds a database but no fleet.json",
+                hint="an earlier init was cut short: remove the directory",
+            )
+        self.secrets.mkdir(mode=0o700, exist_ok=True)
+        self.secrets.chmod(0o700)
+        for name in RINGS:
+            KeyRing.new(name, now).save(self._ring_file(name))
+        for role in ("snapshot", "timestamp"):
+            online_keys.create(self.secrets / f"{role}.key", f"fleet {role}")
+        Vault.create(self.secrets / "data.key")
+        ObjectDirectory(self.path / "objects").prepare()
+        schema.create(self.database)
+        public = self._write_public(url)
+        with self.open() as fleet:
+            write_atomic(self.admin_token, fleet.tokens.create(("admin",), now=now).encode() + b"\n", mode=0o600)
+        write_atomic(self.path / "fleet.json", json.dumps({"format": FORMAT, "url": url}).encode(), mode=0o644)
+        fsync_directory(self.path)
+        return public
+
+    def url(self) -> str:
+        """Return the public address.
+
+        Raises UsageError if this is no fleet server's directory, IncompatibleError for a newer format.
+        """
+        try:
+            body = json.loads((self.path / "fleet.json").read_bytes())
+        except FileNotFoundError:
+            raise UsageError(
+                f"{self.path} is not a fleet server's directory",
+                hint="edgeseal fleet init --data DIR --url URL makes one",
+            ) from None
+        except ValueError as e:
+            raise IntegrityError(f"fleet.json is damaged: {e}", hint="restore it from backup") from e
+        if not isinstance(body, dict) or body.get("format") != FORMAT or not isinstance(body.get("url"), str):
+            raise IncompatibleError(f"fleet.json is of another format; this version reads {FORMAT}")
+        return str(body["url"])
+
+    def ring(self, name: str) -> KeyRing:
+        """Read a key ring."""
+        return KeyRing.load(self._ring_file(name))
+
+    def ring_stamp(self) -> tuple[int, ...]:
+        """Something that changes when any ring was rotated."""
+        return tuple(self._ring_file(name).stat().st_mtime_ns for name in RINGS)
+
+    def rotate(self, name: str, *, now: int, force: bool = False) -> FleetPublic:
+        """Rotate a ring and write public.json anew.
+
+        Raises RefusedError if devices do not know the next session key yet (unless `force`: after a theft).
+        """
+        url = self.url()
+        with locked(self.path / "rings.lock", wait=True):
+            ring = self.ring(name)
+            if name == "session" and not force:
+                self._check_announced(ring)
+            ring.rotated(now).without_expired(now).save(self._ring_file(name))
+            return self._write_public(url)
+
+    def public(self) -> FleetPublic:
+        """Read public.json."""
+        return FleetPublic.load(self.public_file)
+
+    @contextmanager
+    def open(self) -> Iterator[Fleet]:
+        """Open database, keys and objects."""
+        fleet = Fleet(self)
+        try:
+            yield fleet
+        finally:
+            fleet.database.close()
+
+    def _ring_file(self, name: str) -> Path:
+        return self.secrets / f"{name}.ring"
+
+    def _write_public(self, url: str) -> FleetPublic:
+        session = self.ring("session")
+        keys = sorted(
+            (k for slot in ("current", "next") for k in session.slot(slot)),
+            key=lambda k: (k.key.suite.number, k.slot),
+        )
+        public = FleetPublic(
+            url=url,
+            session=tuple(ServerKey(k.key.suite.number, k.key.public.raw, k.made + KEY_LIFETIME) for k in keys),
+            wrap=self.ring("wrap").slot("current")[0].key.public,
+            enrol=self.ring("enrol").slot("current")[0].key.public,
+            snapshot=online_keys.load(self.secrets / "snapshot.key", "fleet snapshot").public_key,
+            timestamp=online_keys.load(self.secrets / "timestamp.key", "fleet timestamp").public_key,
+        )
+        public.save(self.public_file)
+        return public
+
+    def _check_announced(self, ring: KeyRing) -> None:
+        with self.open() as fleet:
+            announced = fleet.announced_keys()
+        if announced is not None and not {k.key.public.raw for k in ring.slot("next")} <= announced:
+            raise RefusedError(
+                "the published fleet/servers.cbor does not name the next session key: devices would be locked out",
+                hint="edgeseal repo stage DIR --fleet public.json, sign, publish; then rotate. After a theft: --force",
+            )
+
+
+class Fleet:
+    """The open parts of one fleet server."""
+
+    def __init__(self, data: DataDirectory) -> None:
+        """Open everything; use `DataDirectory.open`."""
+        sweep(data.path)
+        self.data = data
+        self.vault = Vault.load(data.secrets / "data.key")
+        self.database = schema.open_database(data.database)
+        self.registry = SqlRegistry(self.database, self.vault)
+        self.objects = ObjectDirectory(data.path / "objects")
+        self.tokens = Tokens(self.registry)
+        self.publisher = Publisher(
+            self.registry,
+            self.objects,
+            self.vault,
+            snapshot=online_keys.load(data.secrets / "snapshot.key", "fleet snapshot"),
+            timestamp=online_keys.load(data.secrets / "timestamp.key", "fleet timestamp"),
+            wrap_ring=lambda: data.ring("wrap").ring(),
+        )
+
+    def announced_keys(self) -> set[bytes] | None:
+        """Session keys that published metadata names; None if nothing is published."""
+        from tuf.api.metadata import Targets
+
+        published = self.publisher.published()
+        if published is None or published.targets is None:
+            return None
+        target = metadata.read(published.targets, Targets, what="targets.json").signed.targets.get(TARGET_PATH)
+        if target is None:
+            return set()
+        data = self.objects.read_file(metadata.target_file(TARGET_PATH, target.hashes["sha256"]))
+        return {k.public for k in FleetServers.from_bytes(data).keys}
+
+
+def _check_url(url: str) -> None:
+    parts = urlsplit(url)
+    if parts.scheme not in {"http", "https"} or not parts.hostname or parts.query or parts.username:
+        raise UsageError(f"{url!r} is not an address", hint="expected http(s)://host[:port], as devices reach it")

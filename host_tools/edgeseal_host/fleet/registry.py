@@ -1,0 +1,237 @@
+"""Devices and their key generations in SQL, behind the interface of `edgeseal.session.server`.
+
+One transaction writes at a time: a lock within the process, BEGIN IMMEDIATE between processes. PSKs are sealed by the
+vault. Not here: what devices are told (checkin.py).
+"""
+
+from __future__ import annotations
+
+import threading
+from contextlib import contextmanager
+from typing import TYPE_CHECKING, Any, Final
+
+import sqlalchemy as sa
+
+from edgeseal.errors import NotAuthorisedError, RefusedError
+from edgeseal.session.server import Row
+from edgeseal.suite import PublicKey
+from edgeseal_host.fleet.schema import READ, Database, assignment, device, generation
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+    from edgeseal.enrolment import Record
+    from edgeseal_host.fleet.vault import Vault
+
+RESTORE_STEP: Final = 65_536  # session.md §12: beyond any counter used since the backup
+
+_FIND: Final = (
+    sa.select(
+        generation.c.device,
+        generation.c.kid,
+        generation.c.suite,
+        generation.c.public,
+        generation.c.psk,
+        generation.c.pending,
+        device.c.needs_qkd,
+    )
+    .join(device, device.c.name == generation.c.device)
+    .where(generation.c.kid == sa.bindparam("kid"))
+)
+_REVOKED: Final = sa.select(device.c.revoked).where(device.c.name == sa.bindparam("d"))
+_COUNTER: Final = sa.select(device.c.ctr, device.c.tag).where(device.c.name == sa.bindparam("d"))
+# Every condition of session.md §7 step 4b in one statement: of parallel duplicates exactly one succeeds.
+_ADVANCE: Final = (
+    sa.update(device)
+    .where(
+        device.c.name == sa.bindparam("d"),
+        device.c.ctr < sa.bindparam("c"),
+        device.c.ctr >= sa.bindparam("lowest"),
+        sa.not_(device.c.revoked),
+        sa.exists().where(generation.c.kid == sa.bindparam("k"), generation.c.device == device.c.name),
+    )
+    .values(ctr=sa.bindparam("c"), tag=sa.bindparam("t"), alarms=device.c.alarms + sa.bindparam("a"))
+)
+
+
+class SqlTransaction:
+    """One write transaction."""
+
+    def __init__(self, connection: sa.Connection, vault: Vault) -> None:
+        """Work on a connection that is inside a transaction."""
+        self.connection = connection
+        self.vault = vault
+        self.outcome = "ok"  # for the metrics; the answer itself is sealed
+
+    def revoked(self, row: Row) -> bool:
+        """Whether the device is revoked; a device that is gone counts as such."""
+        revoked = self.connection.execute(_REVOKED, {"d": row.device}).scalar()
+        if revoked is None or revoked:
+            self.outcome = "revoked"
+            return True
+        return False
+
+    def advance(self, row: Row, *, ctr: int, tag: bytes, lowest: int, resynced: bool) -> bool:
+        """Conditional update of counter and tag."""
+        values = {"d": row.device, "k": row.kid, "c": ctr, "t": tag, "lowest": lowest, "a": int(resynced)}
+        done = self.connection.execute(_ADVANCE, values).rowcount == 1
+        if not done:
+            self.outcome = "stale"
+        return done
+
+    def counter(self, row: Row) -> tuple[int, bytes]:
+        """Return stored counter and tag."""
+        found = self.connection.execute(_COUNTER, {"d": row.device}).one()
+        return found.ctr, found.tag
+
+    def promote(self, row: Row) -> None:
+        """Make a pending generation the only one."""
+        former = sa.delete(generation).where(generation.c.device == row.device, generation.c.kid != row.kid)
+        self.connection.execute(former)
+        self.connection.execute(sa.update(generation).where(generation.c.kid == row.kid).values(pending=False))
+
+    def add_pending(self, row: Row, *, suite: int, public: bytes, psk: bytes) -> bool:
+        """Store a pending generation, replacing this device's earlier pending one."""
+        known = self.connection.execute(
+            sa.select(generation.c.device, generation.c.pending).where(generation.c.public == public)
+        ).one_or_none()
+        if known is not None and not (known.pending and known.device == row.device):
+            self.outcome = "denied"
+            return False
+        self.connection.execute(sa.delete(generation).where(generation.c.device == row.device, generation.c.pending))
+        _add_generation(self.connection, self.vault, row.device, PublicKey(suite, public), psk, pending=True)
+        self.outcome = "rekey"
+        return True
+
+
+class SqlRegistry:
+    """All devices."""
+
+    def __init__(self, database: Database, vault: Vault) -> None:
+        """Use an open database and the key that seals its secrets."""
+        self._database = database
+        self._vault = vault
+        self._reader = database.fast.execution_options(**{READ: True})
+        self._write = threading.Lock()  # SQLite has one writer; waiting here is fair and needs no polling
+
+    def find(self, kid_d: bytes) -> Row | None:
+        """Return the generation with that key id."""
+        with self._reader.connect() as connection:
+            found = connection.execute(_FIND, {"kid": kid_d}).one_or_none()
+        if found is None:
+            return None
+        psk = self._vault.open(b"psk", found.kid, found.psk)
+        return Row(found.device, found.kid, found.suite, found.public, psk, found.pending, found.needs_qkd)
+
+    @contextmanager
+    def transaction(self) -> Iterator[SqlTransaction]:
+        """Begin a serializable transaction of an X1 exchange."""
+        with self._write, self._database.fast.begin() as connection:
+            yield SqlTransaction(connection, self._vault)
+
+    @contextmanager
+    def durably(self) -> Iterator[sa.Connection]:
+        """Begin a transaction that survives a power cut once it is left."""
+        with self._write, self._database.durable.begin() as connection:
+            yield connection
+
+    @contextmanager
+    def read(self) -> Iterator[sa.Connection]:
+        """Connect for SELECTs."""
+        with self._reader.connect() as connection:
+            yield connection
+
+    def enrol(self, record: Record, psk: bytes, *, now: int) -> bool:
+        """Add a device; False if exactly this one is there already.
+
+        Raises RefusedError for a name or a public key that is taken.
+        """
+        key = PublicKey(record.suite, record.public)
+        with self.durably() as connection:
+            holder = connection.execute(sa.select(generation.c.device).where(generation.c.public == key.raw)).scalar()
+            taken = connection.execute(_COUNTER, {"d": record.device}).one_or_none()
+            if holder == record.device and taken is not None:
+                return False
+            if holder is not None:
+                raise RefusedError(
+                    f"the public key of {record.device} is already enrolled as {holder}",
+                    hint="two devices with one key mean a copied image or a broken random generator: make a new key",
+                )
+            if taken is not None:
+                raise RefusedError(
+                    f"device name {record.device} is taken by another key", hint="choose another name for this device"
+                )
+            connection.execute(
+                sa.insert(device).values(
+                    name=record.device,
+                    serial=record.serial,
+                    hardware=record.hardware,
+                    group_name=record.group,
+                    tag=b"",
+                    enrolled_at=now,
+                )
+            )
+            _add_generation(connection, self._vault, record.device, key, psk, pending=False)
+        return True
+
+    def revoke(self, name: str, reason: str) -> None:
+        """Refuse a device from now on.
+
+        Raises NotAuthorisedError for an unknown device.
+        """
+        with self.durably() as connection:
+            update = sa.update(device).where(device.c.name == name).values(revoked=True, revoked_reason=reason)
+            if connection.execute(update).rowcount != 1:
+                raise unknown_device(name)
+
+    def forget(self, name: str) -> None:
+        """Delete a device with its keys and its own assignments; its name and key may be enrolled again.
+
+        Raises NotAuthorisedError for an unknown device.
+        """
+        with self.durably() as connection:
+            own = assignment.c.kind == "device", assignment.c.target == name
+            connection.execute(sa.delete(assignment).where(*own))
+            if connection.execute(sa.delete(device).where(device.c.name == name)).rowcount != 1:
+                raise unknown_device(name)
+
+    def after_restore(self) -> int:
+        """Apply the rule for a registry that came from a backup; returns the number of devices."""
+        with self.durably() as connection:
+            return connection.execute(sa.update(device).values(ctr=device.c.ctr + RESTORE_STEP, tag=b"")).rowcount
+
+    def current_generation(self, name: str) -> Row:
+        """Return a device's accepted generation.
+
+        Raises NotAuthorisedError for an unknown or revoked device.
+        """
+        query = sa.select(generation.c.kid).where(generation.c.device == name, sa.not_(generation.c.pending))
+        with self.read() as connection:
+            state = connection.execute(_REVOKED, {"d": name}).scalar()
+            kid: Any = connection.execute(query).scalar()
+        row = None if kid is None else self.find(kid)
+        if state is None or row is None:
+            raise unknown_device(name)
+        if state:
+            raise NotAuthorisedError(f"device {name} is revoked", hint="it gets no content key any more")
+        return row
+
+
+def unknown_device(name: str) -> NotAuthorisedError:
+    """Return the error for a name nobody has."""
+    return NotAuthorisedError(f"no device is called {name[:80]!r}", hint="edgeseal device list shows all names")
+
+
+def _add_generation(
+    connection: sa.Connection, vault: Vault, name: str, key: PublicKey, psk: bytes, *, pending: bool
+) -> None:
+    connection.execute(
+        sa.insert(generation).values(
+            kid=key.kid,
+            device=name,
+            suite=key.suite.number,
+            public=key.raw,
+            psk=vault.seal(b"psk", key.kid, psk),
+            pending=pending,
+        )
+    )

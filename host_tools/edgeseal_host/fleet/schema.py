@@ -1,0 +1,169 @@
+"""The registry's tables (SQLAlchemy Core) and how a database file is opened.
+
+Two engines on one SQLite file in WAL mode. `durable` flushes every commit: what a publisher or operator was told is
+done survives a power cut. `fast` flushes at checkpoints: a power cut may take the last X1 exchanges back, which is the
+case of a registry restored from a backup and costs each device one more round trip (docs/spec/session.md §12). Neither
+loses anything when the process is killed.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any, Final
+
+import sqlalchemy as sa
+
+from edgeseal.errors import EdgesealError, IncompatibleError, TemporaryError
+
+if TYPE_CHECKING:
+    from pathlib import Path
+
+SCHEMA_VERSION: Final = 1
+BUSY_MS: Final = 10_000  # another process (`edgeseal fleet token …`) may hold the write lock for a moment
+READ: Final = "edgeseal_read"  # execution option: no transaction around a single SELECT
+
+tables = sa.MetaData()
+
+setting = sa.Table(
+    "setting", tables, sa.Column("name", sa.String, primary_key=True), sa.Column("value", sa.String, nullable=False)
+)
+device = sa.Table(
+    "device",
+    tables,
+    sa.Column("name", sa.String, primary_key=True),
+    sa.Column("serial", sa.String, nullable=False),
+    sa.Column("hardware", sa.String, nullable=False),
+    sa.Column("group_name", sa.String, nullable=False, index=True),
+    sa.Column("ctr", sa.BigInteger, nullable=False, server_default="0"),
+    sa.Column("tag", sa.LargeBinary, nullable=False),
+    sa.Column("revoked", sa.Boolean, nullable=False, server_default=sa.false()),
+    sa.Column("revoked_reason", sa.String),
+    sa.Column("needs_qkd", sa.Boolean, nullable=False, server_default=sa.false()),
+    sa.Column("alarms", sa.Integer, nullable=False, server_default="0"),
+    sa.Column("enrolled_at", sa.BigInteger, nullable=False),
+    sa.Column("seen_at", sa.BigInteger),
+    sa.Column("report", sa.LargeBinary),
+)
+generation = sa.Table(
+    "generation",
+    tables,
+    sa.Column("kid", sa.LargeBinary, primary_key=True),
+    sa.Column("device", sa.ForeignKey("device.name", ondelete="CASCADE"), nullable=False, index=True),
+    sa.Column("suite", sa.Integer, nullable=False),
+    sa.Column("public", sa.LargeBinary, nullable=False, unique=True),  # a known key again: somebody's RNG is dead
+    sa.Column("psk", sa.LargeBinary, nullable=False),  # sealed by the vault
+    sa.Column("pending", sa.Boolean, nullable=False),
+)
+release = sa.Table(
+    "release",
+    tables,
+    sa.Column("model", sa.String, primary_key=True),
+    sa.Column("release", sa.BigInteger, primary_key=True, autoincrement=False),
+    sa.Column("path", sa.String, nullable=False, unique=True),
+    sa.Column("sha256", sa.LargeBinary, nullable=False),
+    sa.Column("length", sa.BigInteger, nullable=False),
+    sa.Column("hardware", sa.String, nullable=False),  # one name per line; empty means any
+    sa.Column("floor", sa.BigInteger, nullable=False),  # lowest release of this model that may still be handed out
+    sa.Column("listed", sa.Boolean, nullable=False),
+    sa.Column("ck", sa.LargeBinary),  # sealed by the vault
+)
+assignment = sa.Table(
+    "assignment",
+    tables,
+    sa.Column("kind", sa.String, primary_key=True),  # device or group
+    sa.Column("target", sa.String, primary_key=True),
+    sa.Column("model", sa.String, primary_key=True),
+    sa.Column("release", sa.BigInteger, nullable=False),
+    sa.Column("not_after", sa.BigInteger),
+    sa.Column("made_at", sa.BigInteger, nullable=False),
+)
+token = sa.Table(
+    "token",
+    tables,
+    sa.Column("id", sa.String, primary_key=True),
+    sa.Column("scopes", sa.String, nullable=False),
+    sa.Column("hash", sa.String, nullable=False),
+    sa.Column("made_at", sa.BigInteger, nullable=False),
+    sa.Column("revoked", sa.Boolean, nullable=False, server_default=sa.false()),
+)
+metadata_file = sa.Table(
+    "metadata_file",
+    tables,
+    sa.Column("role", sa.String, primary_key=True),
+    sa.Column("version", sa.BigInteger, primary_key=True, autoincrement=False),  # roots keep all; others their latest
+    sa.Column("data", sa.LargeBinary, nullable=False),
+)
+
+
+@dataclass(frozen=True, slots=True)
+class Database:
+    """Both engines on one file."""
+
+    fast: sa.Engine
+    durable: sa.Engine
+
+    def close(self) -> None:
+        """Return all connections."""
+        self.fast.dispose()
+        self.durable.dispose()
+
+
+def create(path: Path) -> None:
+    """Make a new, empty database file, readable by its owner only."""
+    path.touch(mode=0o600)
+    engine = _engine(path, synchronous="FULL")
+    with engine.begin() as connection:
+        tables.create_all(connection)
+        connection.execute(sa.insert(setting).values(name="schema", value=str(SCHEMA_VERSION)))
+    engine.dispose()
+
+
+def open_database(path: Path) -> Database:
+    """Open an existing database file.
+
+    Raises IncompatibleError for another schema version, EdgesealError for a file that is not a registry.
+    """
+    if not path.is_file():
+        raise EdgesealError(f"{path.name} is not there", hint="edgeseal fleet init makes it; or restore it from backup")
+    found = Database(_engine(path, synchronous="NORMAL"), _engine(path, synchronous="FULL"))
+    try:
+        with found.durable.connect() as connection:
+            version = connection.execute(sa.select(setting.c.value).where(setting.c.name == "schema")).scalar()
+    except sa.exc.OperationalError as e:
+        found.close()
+        if "locked" in str(e.orig):
+            raise TemporaryError(f"{path.name} is locked by another process") from e
+        raise EdgesealError(f"{path.name} cannot be read: {e.orig}") from e
+    except sa.exc.DatabaseError as e:
+        found.close()
+        raise EdgesealError(f"{path.name} is not a fleet registry: {e.orig}", hint="restore it from backup") from e
+    if version != str(SCHEMA_VERSION):
+        found.close()
+        raise IncompatibleError(
+            f"{path.name} has schema version {version}; this edgeseal works with {SCHEMA_VERSION}",
+            hint="use the edgeseal version that wrote it",
+        )
+    return found
+
+
+def _engine(path: Path, *, synchronous: str) -> sa.Engine:
+    engine = sa.create_engine(f"sqlite:///{path}", connect_args={"timeout": BUSY_MS / 1000, "check_same_thread": False})
+
+    @sa.event.listens_for(engine, "connect")
+    def _connected(connection: Any, _record: object) -> None:  # noqa: ANN401 - a DBAPI connection of any driver
+        connection.isolation_level = None  # we say BEGIN ourselves
+        connection.execute("PRAGMA journal_mode=WAL")
+        connection.execute(f"PRAGMA synchronous={synchronous}")
+        connection.execute("PRAGMA foreign_keys=ON")
+
+    @sa.event.listens_for(engine, "begin")
+    def _begun(connection: sa.Connection) -> None:
+        if not connection.get_execution_options().get(READ):
+            connection.exec_driver_sql("BEGIN IMMEDIATE")  # a later upgrade from reader to writer could fail
+
+    return engine
+
+
+def reading(engine: sa.Engine) -> sa.Connection:
+    """Connect for single SELECTs, which need no transaction and wait for no writer."""
+    return engine.connect().execution_options(**{READ: True})

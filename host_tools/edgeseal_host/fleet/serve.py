@@ -1,0 +1,108 @@
+"""Run a fleet server: one process, one uvicorn, stopped by SIGTERM or SIGINT after running requests have ended."""
+
+from __future__ import annotations
+
+import logging
+import signal
+import socket
+from typing import TYPE_CHECKING, Final
+
+from edgeseal.durable import locked, write_atomic
+from edgeseal.errors import EdgesealError, UsageError
+from edgeseal.session import selftest
+from edgeseal_host.fleet import logs
+from edgeseal_host.fleet.service import Service
+
+try:
+    import uvicorn
+
+    from edgeseal_host.fleet.app import make_app
+except ImportError as e:
+    raise ImportError("the fleet server needs the extra 'server': pip install 'edgeseal[server]'") from e
+
+if TYPE_CHECKING:
+    from pathlib import Path
+
+    from edgeseal_host.fleet.data import DataDirectory
+
+GRACE_SECONDS: Final = 10  # running requests may end; then the process does
+KEEP_ALIVE_SECONDS: Final = 15
+BACKLOG: Final = 2048
+logger = logging.getLogger("edgeseal.fleet")
+
+
+def serve(data: DataDirectory, *, listen: str, ready_file: Path | None) -> None:
+    """Serve until told to stop; `ready_file` gets the base address once requests are answered.
+
+    Raises UsageError for a bad or busy address, TemporaryError if another process serves this directory.
+    """
+    logs.configure()
+    data.url()  # says clearly when this is no fleet server's directory
+    selftest.run()
+    with locked(data.path / "serve.lock"), data.open() as fleet, _socket(listen) as listener:
+        config = uvicorn.Config(
+            make_app(Service(fleet)),
+            loop="uvloop",
+            http="httptools",
+            ws="none",
+            lifespan="on",
+            log_config=None,
+            access_log=False,
+            server_header=False,
+            proxy_headers=False,
+            timeout_keep_alive=KEEP_ALIVE_SECONDS,
+            timeout_graceful_shutdown=GRACE_SECONDS,
+        )
+        server = _Server(config, ready_file=ready_file, base=_base(listener))
+        for number in (signal.SIGTERM, signal.SIGINT):
+            # uvicorn raises the signal again when it has stopped; a clean stop shall end with exit code 0.
+            signal.signal(number, lambda *_: None)
+        try:
+            server.run(sockets=[listener])
+        finally:
+            if ready_file is not None:
+                ready_file.unlink(missing_ok=True)
+        if not server.started:
+            raise EdgesealError("the fleet server could not start", hint="its log above says why")
+    logs.event(logger, "stopped")
+
+
+class _Server(uvicorn.Server):
+    """Says when it is ready."""
+
+    def __init__(self, config: uvicorn.Config, *, ready_file: Path | None, base: str) -> None:
+        super().__init__(config)
+        self._ready_file, self._base = ready_file, base
+
+    async def startup(self, sockets: list[socket.socket] | None = None) -> None:
+        await super().startup(sockets)
+        if self.started:
+            logs.event(logger, "serving", address=self._base)
+            if self._ready_file is not None:
+                write_atomic(self._ready_file, f"{self._base}\n".encode(), mode=0o644)
+
+
+def _socket(listen: str) -> socket.socket:
+    host, _, port = listen.rpartition(":")
+    host = host.removeprefix("[").removesuffix("]")
+    if not host or not port.isdigit() or not 0 <= int(port) <= 65_535:  # noqa: PLR2004 - ports are 16 bits
+        raise UsageError(
+            f"--listen {listen!r} is not an address", hint="HOST:PORT, for instance 127.0.0.1:8443; port 0 picks one"
+        )
+    family = socket.AF_INET6 if ":" in host else socket.AF_INET
+    listener = socket.socket(family, socket.SOCK_STREAM)
+    try:
+        listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        listener.bind((host, int(port)))
+        listener.listen(BACKLOG)
+    except OSError as e:
+        listener.close()
+        raise UsageError(
+            f"cannot listen on {listen}: {e.strerror or e}", hint="is another server running there?"
+        ) from e
+    return listener
+
+
+def _base(listener: socket.socket) -> str:
+    host, port = listener.getsockname()[:2]
+    return f"http://[{host}]:{port}" if ":" in host else f"http://{host}:{port}"

@@ -1,0 +1,140 @@
+"""One running fleet server: X1, periodic signing, and the worker threads that keep the event loop free.
+
+Not here: HTTP (app.py).
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import os
+import time
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
+from typing import TYPE_CHECKING, Final, ParamSpec, TypeVar
+
+from tuf.api.metadata import Timestamp
+
+from edgeseal.session.messages import KEY_UNKNOWN, REFUSED
+from edgeseal.session.server import exchange
+from edgeseal_host.fleet.checkin import CheckIn
+from edgeseal_host.fleet.logs import event
+from edgeseal_host.fleet.metrics import Metrics
+from edgeseal_host.repository import metadata
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterator
+
+    from edgeseal.session.server import Ring
+    from edgeseal_host.fleet.data import Fleet
+    from edgeseal_host.fleet.registry import SqlRegistry, SqlTransaction
+
+RING_SECONDS: Final = 2.0  # how soon a rotated ring is used
+SIGN_SECONDS: Final = 60.0  # how often to look whether something must be signed again
+P = ParamSpec("P")
+R = TypeVar("R")
+logger = logging.getLogger("edgeseal.fleet")
+
+
+class Service:
+    """An open fleet with its clocks and threads."""
+
+    def __init__(self, fleet: Fleet, *, clock: Callable[[], float] = time.time) -> None:
+        """Use the open parts of a fleet; `clock` gives Unix seconds."""
+        self.fleet = fleet
+        self.metrics = Metrics()
+        self._clock = clock
+        self._handler = CheckIn(clock=self.now)
+        self._ring: Ring = {}
+        self._stamp: tuple[int, ...] = ()
+        # Sessions have threads of their own: a slow upload must not keep devices waiting.
+        self._sessions = ThreadPoolExecutor(max_workers=max(2, os.cpu_count() or 1), thread_name_prefix="x1")
+        self._workers = ThreadPoolExecutor(max_workers=8, thread_name_prefix="api")
+
+    def now(self) -> int:
+        """Return Unix seconds."""
+        return int(self._clock())
+
+    def start(self) -> None:
+        """Finish what a kill cut short, load the keys, sign what is due."""
+        self.fleet.objects.prepare()
+        self.fleet.publisher.recover()
+        self.refresh_ring()
+        self.resign()
+
+    def stop(self) -> None:
+        """Let running work end."""
+        self._sessions.shutdown(wait=True)
+        self._workers.shutdown(wait=True)
+
+    async def in_session_thread(self, work: Callable[P, R], *args: P.args, **kwargs: P.kwargs) -> R:
+        """Run session work outside the event loop."""
+        return await asyncio.get_running_loop().run_in_executor(self._sessions, lambda: work(*args, **kwargs))
+
+    async def in_thread(self, work: Callable[P, R], *args: P.args, **kwargs: P.kwargs) -> R:
+        """Run blocking work outside the event loop."""
+        return await asyncio.get_running_loop().run_in_executor(self._workers, lambda: work(*args, **kwargs))
+
+    def x1(self, m1: bytes) -> bytes:
+        """Answer one X1 request. An exception means: rolled back, the device shall try again."""
+        watched = _WatchedRegistry(self.fleet.registry)
+        with self.metrics.exchange_seconds.time():
+            answer = exchange(
+                m1, ring=self._ring, registry=watched, handler=self._handler, now=self.now(), random=os.urandom
+            )
+        outcome = {REFUSED: "refused", KEY_UNKNOWN: "key unknown"}.get(answer) or watched.outcome
+        self.metrics.exchanges.labels(outcome).inc()
+        return answer
+
+    def refresh_ring(self) -> None:
+        """Load the session ring if it was rotated, and drop previous keys whose week is over."""
+        stamp = self.fleet.data.ring_stamp()
+        if stamp != self._stamp:
+            event(logger, "key rings loaded")
+        self._ring = self.fleet.data.ring("session").without_expired(self.now()).ring()
+        self._stamp = stamp
+
+    def resign(self) -> None:
+        """Sign snapshot and timestamp again when they are due."""
+        if signed := self.fleet.publisher.resign():
+            event(logger, "signed again", roles=signed)
+        published = self.fleet.publisher.published()
+        if published is not None and published.timestamp is not None:
+            expires = metadata.read(published.timestamp, Timestamp, what="timestamp.json").signed.expires
+            self.metrics.timestamp_expiry.set(expires.timestamp())
+
+    async def tick(self) -> None:
+        """Run the periodic work until cancelled; a failure is logged and tried again."""
+        last_signed = time.monotonic()
+        while True:
+            await asyncio.sleep(RING_SECONDS)
+            await self._attempt(self._refresh_if_changed)
+            if time.monotonic() - last_signed >= SIGN_SECONDS:
+                last_signed = time.monotonic()
+                await self._attempt(self.resign)
+                await self._attempt(self.refresh_ring)
+
+    def _refresh_if_changed(self) -> None:
+        if self.fleet.data.ring_stamp() != self._stamp:
+            self.refresh_ring()
+
+    async def _attempt(self, work: Callable[[], None]) -> None:
+        try:
+            await self.in_thread(work)
+        except Exception:  # the server goes on whatever a timer meets
+            logger.exception("periodic work failed")
+
+
+class _WatchedRegistry:
+    """The registry of one exchange, remembering what its transaction came to."""
+
+    def __init__(self, registry: SqlRegistry) -> None:
+        self._registry = registry
+        self.find = registry.find
+        self.outcome = "refused"
+
+    @contextmanager
+    def transaction(self) -> Iterator[SqlTransaction]:
+        with self._registry.transaction() as tx:
+            yield tx
+        self.outcome = tx.outcome

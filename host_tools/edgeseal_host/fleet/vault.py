@@ -1,0 +1,71 @@
+"""Secrets inside the database, sealed by a key that lies outside of it: a stolen database opens nothing.
+
+Each value has a key of its own, derived from what it is and whose; moved to another row it does not open.
+"""
+
+from __future__ import annotations
+
+import os
+from typing import TYPE_CHECKING, Final
+
+from cryptography.exceptions import InvalidTag
+from cryptography.hazmat.primitives.ciphers.aead import ChaCha20Poly1305
+
+from edgeseal.durable import write_atomic
+from edgeseal.errors import IntegrityError
+from edgeseal.suite import expand, transcript
+
+if TYPE_CHECKING:
+    from pathlib import Path
+
+KEY_LENGTH: Final = 32
+_NONCE_LENGTH: Final = 12
+_VERSION: Final = b"edgeseal/fleet-at-rest"
+
+
+class Vault:
+    """Seals and opens column values."""
+
+    def __init__(self, key: bytes) -> None:
+        """Use a 32-byte data key."""
+        self._key = key
+
+    @classmethod
+    def create(cls, path: Path) -> Vault:
+        """Make a new data key and its file."""
+        write_atomic(path, os.urandom(KEY_LENGTH), mode=0o600)
+        return cls.load(path)
+
+    @classmethod
+    def load(cls, path: Path) -> Vault:
+        """Read the data key.
+
+        Raises IntegrityError, OSError.
+        """
+        key = path.read_bytes()
+        if len(key) != KEY_LENGTH:
+            raise IntegrityError(
+                f"{path.name} is {len(key)} bytes, expected {KEY_LENGTH}", hint="restore it from backup"
+            )
+        return cls(key)
+
+    def seal(self, purpose: bytes, owner: bytes, value: bytes) -> bytes:
+        """Return nonce ‖ ciphertext; `purpose` and `owner` name the column and the row."""
+        nonce = os.urandom(_NONCE_LENGTH)
+        return nonce + self._aead(purpose, owner).encrypt(nonce, value, None)
+
+    def open(self, purpose: bytes, owner: bytes, sealed: bytes) -> bytes:
+        """Inverse of `seal`.
+
+        Raises IntegrityError for another row's value, changed bytes, or the wrong data key.
+        """
+        try:
+            return self._aead(purpose, owner).decrypt(sealed[:_NONCE_LENGTH], sealed[_NONCE_LENGTH:], None)
+        except (InvalidTag, ValueError):
+            raise IntegrityError(
+                f"a {purpose.decode()} in the registry does not open with this data key",
+                hint="database and secrets directory belong together: restore both from the same backup",
+            ) from None
+
+    def _aead(self, purpose: bytes, owner: bytes) -> ChaCha20Poly1305:
+        return ChaCha20Poly1305(expand(self._key, transcript(_VERSION, purpose, owner), KEY_LENGTH))
