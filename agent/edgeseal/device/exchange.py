@@ -1,0 +1,177 @@
+"""The exchange with the fleet server: report up, orders and content keys down (docs/spec/session.md §§7-9)."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+import msgspec
+
+from edgeseal import __version__
+from edgeseal.checkin import FORMAT, Failure, ModelState, Orders, Report
+from edgeseal.errors import EdgesealError, NotAuthorisedError, TemporaryError
+from edgeseal.keystore import ContentKey
+from edgeseal.servers import TARGET_PATH, FleetServers
+from edgeseal.session import selftest
+from edgeseal.session.device import Device, ServerKeyUnknownError
+from edgeseal.session.messages import Reply, Status
+from edgeseal.suite import PrivateKey, suite
+from edgeseal.transport.x1 import FleetExchange
+
+if TYPE_CHECKING:
+    from edgeseal.device.agent import Agent
+    from edgeseal.suite import PublicKey
+    from edgeseal.trust import Trust
+
+
+def check_in(agent: Agent, trust: Trust) -> Orders:
+    """Report and return the fleet's orders; keys are sealed at rest when this returns. Re-keys when it is due.
+
+    Raises NotAuthorisedError if this device is revoked or denied (content keys are gone then), TemporaryError.
+    """
+    selftest.run()  # a library that computes wrongly must stop here, with a name
+    _feed_kernel(agent)
+    device = Device(agent.keys.identity(), save=agent.keys.save, draw=agent.hedged.draw)
+    send = FleetExchange(
+        agent.fleet_url, ca_file=str(agent.config.fleet.ca_file) if agent.config.fleet.ca_file else None
+    )
+    body = report(agent, trust).to_bytes()
+    try:
+        reply = device.check_in(body, servers=server_keys(agent, trust), send=send)
+    except ServerKeyUnknownError:
+        trust.refresh()  # the fleet has switched to its next key; which one that is, is signed
+        reply = device.check_in(body, servers=server_keys(agent, trust), send=send)
+    orders = _orders(agent, trust, reply)
+    if device.rekey_due(reply.now):
+        _re_key(agent, device, server_keys(agent, trust), send)
+    return orders
+
+
+def _feed_kernel(agent: Agent) -> None:
+    """HPKE's coins come from the kernel and from nowhere else: let it gain what the sources give, first."""
+    if agent.config.entropy.feed_kernel:
+        from edgeseal.entropy import kernel
+
+        kernel.feed(agent.mixer.draw("kernel feed", 64).data)
+
+
+def server_keys(agent: Agent, trust: Trust) -> list[PublicKey]:
+    """Return the fleet's session keys as the targets role signed them.
+
+    Raises RefusedError or TemporaryError if they are not listed, not there, or all past their end.
+    """
+    servers = FleetServers.from_bytes(cached_target(agent, trust, TARGET_PATH))
+    usable = servers.usable(int(max(agent.clock(), trust.time_floor())))
+    if not usable:
+        raise TemporaryError(
+            "every session key of the fleet server has ended",
+            hint="edgeseal repo stage DIR --fleet public.json, sign and publish it",
+        )
+    return usable
+
+
+def cached_target(agent: Agent, trust: Trust, path: str) -> bytes:
+    """Return a listed target, from this disk if it is there.
+
+    Raises NotAuthorisedError if it is not listed, RefusedError, TemporaryError.
+    """
+    import hashlib
+
+    from edgeseal.durable import write_atomic
+
+    info = trust.target(path)
+    if info is None:
+        raise NotAuthorisedError(f"{path} is not listed by the repository", hint="was it published, or retired?")
+    directory = agent.directory / "targets"
+    place = directory / info.sha256.hex()
+    try:
+        data = place.read_bytes() if place.stat().st_size == info.length else b""
+    except FileNotFoundError:
+        data = b""
+    if hashlib.sha256(data).digest() == info.sha256:
+        return data
+    data = trust.fetch_target(path)
+    directory.mkdir(mode=0o700, exist_ok=True)
+    write_atomic(place, data)
+    return data
+
+
+def report(agent: Agent, trust: Trust) -> Report:
+    """Return this device's whole state."""
+    state = agent.state()
+    models = {
+        name: ModelState(m.current.release, "active") if m.current else ModelState(0, "none")
+        for name, m in state.models.items()
+    }
+    failed = [Failure(name, f.release, f.reason) for name, m in state.models.items() for f in m.failed]
+    return Report(
+        format=FORMAT,
+        agent=__version__,
+        hardware=",".join(agent.config.hardware)[:256],
+        runtimes=list(agent.config.runtime.offers or ["onnx"]),
+        models=models,
+        failed=failed[:8],
+        metadata=trust.versions(),
+        entropy={kid: "; ".join(lines)[:256] for kid, lines in list(agent.keys.sources().items())[-4:]},
+        free_disk=agent.store.free(),
+        free_ram=agent.models.free(),
+    )
+
+
+def _orders(agent: Agent, trust: Trust, reply: Reply) -> Orders:
+    state = agent.state()
+    if reply.status is Status.REVOKED:
+        agent.keys.keep_content_keys([])
+        agent.state_file.write(msgspec.structs.replace(state, revoked=True, checked_in_at=int(agent.clock())))
+        raise NotAuthorisedError(
+            "the fleet has revoked this device; its content keys are deleted",
+            hint="what runs keeps running until the next reboot; ask the operator",
+        )
+    if reply.status is not Status.OK:
+        raise NotAuthorisedError(
+            "the fleet server denied this device's report", hint="ask the operator to look at its log"
+        )
+    trust.raise_time_floor(reply.now)
+    orders = Orders.from_bytes(reply.body)
+    _keep_keys(agent, trust, orders, reply.now)
+    agent.state_file.write(
+        msgspec.structs.replace(
+            state,
+            revoked=False,
+            report_due=False,
+            checked_in_at=int(agent.clock()),
+            poll_seconds=orders.poll_seconds,
+            report_seconds=orders.report_seconds,
+        )
+    )
+    return orders
+
+
+def _keep_keys(agent: Agent, trust: Trust, orders: Orders, now: int) -> None:
+    """Hold what was granted, and of what was held what is still listed: a withdrawn release's key is deleted."""
+    held = agent.keys.content_keys()
+    granted = {(g.model, g.release): ContentKey(g.model, g.release, g.ck, g.not_after) for g in orders.keys}
+    kept = {key: ck for key, ck in held.items() if ck.not_after > now and _still_listed(trust, *key)}
+    agent.keys.keep_content_keys({**kept, **granted}.values())
+
+
+def _still_listed(trust: Trust, model: str, release: int) -> bool:
+    try:
+        return trust.target(f"models/{model}/{release}.cbor") is not None
+    except EdgesealError:
+        return True  # metadata that cannot be read withdraws nothing
+
+
+def _re_key(agent: Agent, device: Device, servers: list[PublicKey], send: FleetExchange) -> None:
+    """Replace the keys that the factory knows; a failure costs nothing, the next pass tries again."""
+    number = device.identity.current.suite
+    drawn = agent.hedged.drawn("kem seed", suite(number).seed_length)
+    try:
+        reply = device.re_key(number, drawn.data, servers=servers, send=send)
+    except TemporaryError as e:
+        agent.say(f"re-key: {e}")
+        return
+    if reply.status is Status.OK:
+        kid = PrivateKey(number, drawn.data).public.kid.hex()
+        agent.keys.save(device.identity, sources={kid: list(drawn.sources)})
+        agent.state_file.write(msgspec.structs.replace(agent.state(), report_due=True))
+        agent.say("re-keyed: what the factory knew of this device is worth nothing now")

@@ -1,0 +1,122 @@
+"""What the agent remembers: for each model the release that serves, the one before, those that failed; contacts.
+
+Two checksummed slots; a power cut costs at most the last change. Nothing secret: `status` reads it without a key.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from typing import TYPE_CHECKING, Annotated, Final
+
+import msgspec
+
+from edgeseal import cbor
+from edgeseal.errors import IncompatibleError, IntegrityError
+from edgeseal.slots import TwoSlots
+
+if TYPE_CHECKING:
+    from pathlib import Path
+
+FORMAT: Final = 1
+MAX_LENGTH: Final = 2 * 2**20
+MAX_FAILED: Final = 4  # per model: enough to say why, small enough for a report
+_SEQUENCE: Final = 8
+_DIGEST: Final = 32
+
+Count = Annotated[int, msgspec.Meta(ge=0, le=2**63 - 1)]
+
+
+class Installed(msgspec.Struct, frozen=True, array_like=True, forbid_unknown_fields=True):
+    """A release on this device: its signed manifest as it came, and when it was activated (Unix seconds)."""
+
+    release: Count
+    manifest: bytes
+    activated_at: Count
+
+
+class Failed(msgspec.Struct, frozen=True, array_like=True, forbid_unknown_fields=True):
+    """A release that must not be tried again on this device until its bytes change."""
+
+    release: Count
+    manifest_sha256: bytes
+    reason: str
+
+
+class Model(msgspec.Struct, frozen=True, array_like=True, forbid_unknown_fields=True):
+    """One model: `floor` is the lowest release that may still be installed."""
+
+    current: Installed | None = None
+    previous: Installed | None = None
+    failed: list[Failed] = []
+    floor: Count = 0
+
+    def has_failed(self, manifest: bytes) -> Failed | None:
+        """Return why this very manifest was not activated before, None if it was not tried."""
+        digest = hashlib.sha256(manifest).digest()
+        return next((f for f in self.failed if f.manifest_sha256 == digest), None)
+
+    def with_failure(self, release: int, manifest: bytes, reason: str) -> Model:
+        """Return the model with one more failure, newest first."""
+        new = Failed(release, hashlib.sha256(manifest).digest(), reason[:400])
+        others = [f for f in self.failed if f.manifest_sha256 != new.manifest_sha256]
+        return msgspec.structs.replace(self, failed=[new, *others][:MAX_FAILED])
+
+
+class State(msgspec.Struct, frozen=True, array_like=True, forbid_unknown_fields=True):
+    """Everything remembered. Times in Unix seconds by this device's clock; `poll` and `report` in seconds."""
+
+    format: int = FORMAT
+    models: dict[str, Model] = {}
+    checked_in_at: Count = 0
+    refreshed_at: Count = 0
+    poll_seconds: Count = 0
+    report_seconds: Count = 0
+    revoked: bool = False
+    report_due: bool = True
+    last_error: str = ""
+
+    def model(self, name: str) -> Model:
+        """Return what is known of a model."""
+        return self.models.get(name, Model())
+
+    def with_model(self, name: str, model: Model) -> State:
+        """Return the state with one model changed."""
+        return msgspec.structs.replace(self, models={**self.models, name: model})
+
+
+class StateFile:
+    """The state in two slots, `state.0` and `state.1`."""
+
+    def __init__(self, directory: Path) -> None:
+        """Nothing is read or written before the first call."""
+        self._slots = TwoSlots(directory, "state", wrap=_wrap, unwrap=_unwrap)
+
+    def read(self) -> State:
+        """Return the newest sound state, an empty one if there is none.
+
+        Raises IntegrityError if both copies are damaged, IncompatibleError for a newer format.
+        """
+        slot = self._slots.read()
+        if slot is None:
+            return State()
+        state = cbor.decode_map(slot.payload, State, max_length=MAX_LENGTH, what="agent state")
+        if state.format != FORMAT:
+            raise IncompatibleError(f"agent state of format {state.format}; this version reads {FORMAT}")
+        return state
+
+    def write(self, state: State) -> State:
+        """Make `state` durable and return it."""
+        self._slots.write(cbor.encode(cbor.to_map(state)))
+        return state
+
+
+def _wrap(sequence: int, payload: bytes) -> bytes:
+    body = sequence.to_bytes(_SEQUENCE, "big") + payload
+    return body + hashlib.sha256(body).digest()
+
+
+def _unwrap(data: bytes) -> tuple[int, bytes]:
+    body = data[:-_DIGEST]
+    if len(body) < _SEQUENCE or hashlib.sha256(body).digest() != data[-_DIGEST:]:
+        raise IntegrityError("the checksum does not match", hint="the card is damaged")
+    return int.from_bytes(body[:_SEQUENCE], "big"), body[_SEQUENCE:]

@@ -1,0 +1,94 @@
+"""`status`: what this device is and runs, from what is on it. No network, no key, nothing heavy imported."""
+
+from __future__ import annotations
+
+import time
+from typing import TYPE_CHECKING, Any
+
+from edgeseal import __version__
+from edgeseal.errors import EdgesealError, NotAuthorisedError
+from edgeseal.trust.generations import Generations
+from edgeseal.trust.views import roles
+
+if TYPE_CHECKING:
+    from edgeseal.device.agent import Agent
+
+
+def collect(agent: Agent) -> dict[str, Any]:
+    """Return everything `status` shows; what cannot be read is said under `problems`."""
+    out: dict[str, Any] = {"agent": __version__, "enrolled": False, "device": None, "problems": []}
+    try:
+        found = agent.profile
+        out |= {"enrolled": True, "device": found.device, "suite": found.suite, "fleet_url": agent.fleet_url}
+        out["seed_entropy"] = found.entropy
+    except NotAuthorisedError:
+        out["problems"].append("this device is not enrolled")
+    except EdgesealError as e:
+        out["problems"].append(str(e))
+    _add_state(agent, out)
+    files = Generations(agent.directory / "trust").read()
+    out["metadata"] = {r: {"version": s.version, "expires": s.expires} for r, s in roles(files).items()}
+    now = agent.clock()
+    out["problems"] += [
+        f"metadata role {r} expired on {_day(s.expires)}" for r, s in roles(files).items() if s.expires <= now
+    ]
+    return out
+
+
+def _add_state(agent: Agent, out: dict[str, Any]) -> None:
+    try:
+        state = agent.state()
+    except EdgesealError as e:
+        out["problems"].append(str(e))
+        return
+    out |= {"revoked": state.revoked, "checked_in_at": state.checked_in_at, "refreshed_at": state.refreshed_at}
+    out["models"] = {}
+    for name, model in state.models.items():
+        serving = agent.models.current(name)
+        current = model.current.release if model.current else None
+        out["models"][name] = {
+            "release": current,
+            "serving": serving,
+            "activated_at": model.current.activated_at if model.current else None,
+            "previous": model.previous.release if model.previous else None,
+            "floor": model.floor,
+            "failed": [{"release": f.release, "reason": f.reason} for f in model.failed],
+        }
+        if current is not None and serving != current:
+            out["problems"].append(
+                f"{name} release {current} is installed but not in memory; an update pass restores it"
+            )
+    if state.revoked:
+        out["problems"].append("the fleet has revoked this device")
+    if state.last_error:
+        out["problems"].append(f"last pass: {state.last_error}")
+    if agent.models.root.exists() and agent.models.on_disk:
+        out["problems"].append(f"decrypted models are on a disk: {agent.models.root}")
+
+
+def text(found: dict[str, Any]) -> str:
+    """Return the same for a person."""
+    lines = [f"edgeseal-agent {found['agent']}"]
+    if found["enrolled"]:
+        lines.append(f"device    {found['device']} (suite {found['suite']}), fleet {found['fleet_url']}")
+    for name, model in found.get("models", {}).items():
+        since = f" since {_minute(model['activated_at'])}" if model["activated_at"] else ""
+        back = f", {model['previous']} to go back to" if model["previous"] is not None else ""
+        lines.append(f"model     {name} release {model['release'] or 'none'}{since}{back}")
+        lines += [f"          release {f['release']} failed: {f['reason']}" for f in model["failed"]]
+    if found.get("checked_in_at"):
+        lines.append(f"fleet     last heard of this device {_minute(found['checked_in_at'])}")
+    for role in ("root", "targets", "snapshot", "timestamp"):
+        if role in found["metadata"]:
+            state = found["metadata"][role]
+            lines.append(f"metadata  {role} version {state['version']}, until {_day(state['expires'])}")
+    lines += [f"problem   {problem}" for problem in found["problems"]] or ["no problem known"]
+    return "\n".join(lines)
+
+
+def _day(seconds: int) -> str:
+    return time.strftime("%Y-%m-%d", time.gmtime(seconds))
+
+
+def _minute(seconds: int) -> str:
+    return time.strftime("%Y-%m-%d %H:%M UTC", time.gmtime(seconds))
