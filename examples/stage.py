@@ -13,7 +13,7 @@ import subprocess
 import sys
 import time
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Final
+from typing import TYPE_CHECKING, Any, Final, Self
 
 from rich.console import Console
 from rich.padding import Padding
@@ -29,27 +29,33 @@ START_TIMEOUT: Final = 60.0
 class Stage:
     """A working directory, the processes started in it, and a console."""
 
-    def __init__(self, directory: Path) -> None:
-        """Commands run in `directory`; paths below it are shown relative."""
+    def __init__(self, directory: Path, *, python_path: Path | None = None) -> None:
+        """Commands run in `directory`; `python_path` is where their `python -m` finds the examples."""
         self.directory = directory
         self.console = Console(highlight=False, soft_wrap=True)
         self._servers: list[subprocess.Popen[bytes]] = []
         self._environment = {**os.environ, "PATH": f"{BIN}{os.pathsep}{os.environ.get('PATH', '')}"}
+        if python_path:
+            self._environment["PYTHONPATH"] = str(python_path)
         self._chapter = 0
 
-    def __enter__(self) -> Stage:
+    def __enter__(self) -> Self:
+        """Nothing runs yet."""
         return self
 
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
+        """End all servers, the last one first, as politely as they let us."""
         for server in reversed(self._servers):
-            server.send_signal(signal.SIGTERM)
+            if server.poll() is None:
+                server.send_signal(signal.SIGTERM)
         for server in self._servers:
             try:
                 server.wait(timeout=20)
             except subprocess.TimeoutExpired:
                 server.kill()
+                server.wait()
 
     def chapter(self, title: str) -> None:
         """Begin a part of the story."""
@@ -61,50 +67,62 @@ class Stage:
         """Tell what happens and why."""
         self.console.print(text)
 
-    def run(self, *command: object, refused: bool = False) -> str:
-        """Run a command and show it; return its standard output.
+    def run(self, *command: object, expect: int = 0) -> str:
+        """Run a command and show it; return its output.
 
-        Ends the demo if the command fails, or, with `refused`, if it does not.
+        Ends the demo if its exit code is not `expect`. Progress bars, where there is a terminal, are the command's own.
         """
         words = [str(word) for word in command]
         self.console.print(Text(f"$ {shlex.join(words)}", style="cyan"))
+        bars = expect == 0 and sys.stderr.isatty()
         done = subprocess.run(
             words,
             cwd=self.directory,
             env=self._environment,
+            stdin=subprocess.DEVNULL,
             stdout=subprocess.PIPE,
-            stderr=subprocess.STDOUT,
+            stderr=None if bars else subprocess.STDOUT,
             check=False,
         )
         output = done.stdout.decode(errors="replace")
-        style = "red" if refused else "dim"
+        style = "red" if expect else "dim"
         self.console.print(Padding(Text(output.rstrip() or "(no output)", style=style), (0, 0, 0, 4)))
-        if (done.returncode != 0) != refused:
-            raise SystemExit(f"demo: that ended with exit code {done.returncode}, which was not expected")
-        if refused:
-            self.console.print(f"    exit code {done.returncode}")
+        if done.returncode != expect:
+            raise SystemExit(f"demo: that ended with exit code {done.returncode}; expected was {expect}")
+        if expect:
+            self.console.print(f"    [bold]exit code {done.returncode}")
         return output
 
     def ask(self, *command: object) -> Any:  # noqa: ANN401 - whatever JSON the command prints
-        """Run a command with --json, unseen, and return what it says."""
+        """Run a command with --json and return what it says."""
         words = [*(str(word) for word in command), "--json"]
+        self.console.print(Text(f"$ {shlex.join(words)}", style="cyan"))
         done = subprocess.run(words, cwd=self.directory, env=self._environment, capture_output=True, check=False)
         if done.returncode != 0:
-            raise SystemExit(f"demo: {shlex.join(words)} failed: {done.stderr.decode()}{done.stdout.decode()}")
+            raise SystemExit(f"demo: {shlex.join(words)} failed: {(done.stderr + done.stdout).decode()}")
         return json.loads(done.stdout)
 
     def serve(self, *command: object, ready: str) -> str:
         """Start a server in the background; return the URL it writes to the file `ready` when it answers."""
         words = [*(str(word) for word in command), "--ready-file", ready]
         self.console.print(Text(f"$ {shlex.join(words)} &", style="cyan"))
-        log = (self.directory / f"{ready}.log").open("wb")
-        server = subprocess.Popen(words, cwd=self.directory, env=self._environment, stdout=log, stderr=log)
+        log_file = self.directory / f"{ready}.log"
+        with log_file.open("wb") as log:
+            server = subprocess.Popen(
+                words,
+                cwd=self.directory,
+                env=self._environment,
+                stdin=subprocess.DEVNULL,
+                stdout=log,
+                stderr=log,
+                start_new_session=True,  # Ctrl-C reaches the demo, which then ends its servers in order
+            )
         self._servers.append(server)
         deadline = time.monotonic() + START_TIMEOUT
         place = self.directory / ready
         while not (place.exists() and place.read_text().strip()):
             if server.poll() is not None or time.monotonic() > deadline:
-                raise SystemExit(f"demo: the server did not start:\n{Path(log.name).read_text()}")
+                raise SystemExit(f"demo: the server did not start:\n{log_file.read_text()}")
             time.sleep(0.05)
         url = place.read_text().strip()
         self.console.print(Padding(Text(f"answers at {url}", style="dim"), (0, 0, 0, 4)))
