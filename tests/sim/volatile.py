@@ -80,6 +80,7 @@ class Crash:
     before: str
     variant: Variant
     tree: Tree
+    elsewhere: object
 
     def write(self, directory: Path) -> None:
         """Lay the state out below an empty directory."""
@@ -106,12 +107,13 @@ class Disk(mfusepy.Operations):  # type: ignore[misc]
 
     use_ns = True
 
-    def __init__(self, mountpoint: Path, ignore: Callable[[str], bool]) -> None:
-        """`ignore(path)`: whether a flush of that path is promised and not done."""
+    def __init__(self, mountpoint: Path, ignore: Callable[[str], bool], elsewhere: Callable[[], object]) -> None:
+        """`ignore(path)`: whether a flush of that path is promised and not done. `elsewhere` is asked at each cut."""
         self.mountpoint = mountpoint
         self.crashes: list[Crash] = []
         self.recording = False
         self._ignore = ignore
+        self._elsewhere = elsewhere
         self._root = _Directory()
         self._points = 0
         self._open: dict[int, _File] = {}
@@ -136,7 +138,8 @@ class Disk(mfusepy.Operations):  # type: ignore[misc]
     def _cut(self, before: str) -> None:
         if self.recording:
             self._points += 1
-            self.crashes += [Crash(self._points, before, v, self._root.state(v)) for v in VARIANTS]
+            other = self._elsewhere()
+            self.crashes += [Crash(self._points, before, v, self._root.state(v), other) for v in VARIANTS]
 
     # Lookup --------------------------------------------------------------------------------------------------------
 
@@ -331,10 +334,18 @@ def _loaded(path: Path) -> _Directory:
 
 
 @contextmanager
-def mounted(mountpoint: Path, *, ignore: Callable[[str], bool] = lambda _: False) -> Iterator[Disk]:
-    """Mount an empty disk; code under test must run in another process, since this one answers for the kernel."""
+def mounted(
+    mountpoint: Path,
+    *,
+    ignore: Callable[[str], bool] = lambda _: False,
+    elsewhere: Callable[[], object] = lambda: None,
+) -> Iterator[Disk]:
+    """Mount an empty disk; code under test must run in another process, since this one answers for the kernel.
+
+    What `elsewhere` returns at each cut is kept with the crash state: what the far end knew at that moment.
+    """
     mountpoint.mkdir(parents=True)
-    disk = Disk(mountpoint, ignore)
+    disk = Disk(mountpoint, ignore, elsewhere)
     options = {"foreground": True, "nothreads": True, "attr_timeout": 0, "entry_timeout": 0, "direct_io": True}
     thread = threading.Thread(target=mfusepy.FUSE, args=(disk, str(mountpoint)), kwargs=options, daemon=True)
     thread.start()

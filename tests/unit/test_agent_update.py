@@ -85,7 +85,7 @@ def test_rollback_goes_back_and_the_release_left_is_not_tried_again(world: World
 
 
 def test_reboot_without_network_restores_the_release(world: World) -> None:
-    fleet, device = world
+    _fleet, device = world
     ok(device, "update")
     device.reboot()
     device.write_config(fleet={"url": "http://127.0.0.1:9"})

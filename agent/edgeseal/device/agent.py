@@ -62,9 +62,13 @@ class Agent:
 
         Raises TemporaryError if another process holds it.
         """
-        self.directory.mkdir(mode=0o700, parents=True, exist_ok=True)
+        self.make_directory()
         with locked(self.directory / "lock"):
             yield
+
+    def make_directory(self) -> None:
+        """Make the state directory, private, if it is not there."""
+        self.directory.mkdir(mode=0o700, parents=True, exist_ok=True)
 
     @cached_property
     def profile(self) -> profile.Profile:

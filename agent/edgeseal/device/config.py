@@ -143,9 +143,16 @@ def parse(data: bytes, *, name: str) -> Config:
     except (UnicodeDecodeError, tomllib.TOMLDecodeError, RecursionError) as e:
         raise UsageError(f"{name} is not TOML: {e}") from e
     try:
-        return msgspec.convert(document, Config, strict=True)
+        return msgspec.convert(document, Config, strict=True, dec_hook=_path)
     except msgspec.ValidationError as e:
         raise _named(str(e), name) from None
+
+
+def _path(kind: type, value: object) -> object:
+    """Make a path of a TOML string; msgspec calls this for types it does not know."""
+    if kind is Path and isinstance(value, str) and value.startswith("/") and "\0" not in value:
+        return Path(value)
+    raise ValueError("expected an absolute path")
 
 
 def _named(reason: str, name: str) -> UsageError:

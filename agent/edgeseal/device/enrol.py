@@ -24,6 +24,7 @@ def request(agent: Agent, suite_number: int) -> Request:
 
     Raises NotAuthorisedError if this device is enrolled, EntropyError if policy asks for a source that is not there.
     """
+    agent.make_directory()
     keys = agent.keys
     if keys.enrolled():
         raise NotAuthorisedError(
