@@ -144,7 +144,7 @@ class _Routes:
     async def missing(self, request: Request) -> Response:
         await self._authorise(request, "publish")
         body = bodies.parse(await bodies.read(request, MAX_MISSING_JSON), bodies.Missing)
-        return _json({"missing": await self._service.in_thread(self._absent, body)})
+        return _json(await self._service.in_thread(self._absent, body))
 
     async def upload_state(self, request: Request) -> Response:
         await self._authorise(request, "publish")
@@ -246,9 +246,12 @@ class _Routes:
             raise NotAuthorisedError("this request needs a token", hint="give --token FILE or set EDGESEAL_TOKEN_FILE")
         return await self._service.in_thread(self._fleet.tokens.authorise, presented.strip(), scope)
 
-    def _absent(self, body: bodies.Missing) -> list[str]:
-        length = self._fleet.objects.length
-        return [name for name in body.names if length(body.kind, bytes.fromhex(name)) is None]
+    def _absent(self, body: bodies.Missing) -> dict[str, Any]:
+        """Which objects are not here, and where uploads of them stopped."""
+        objects, kind = self._fleet.objects, body.kind
+        absent = [name for name in body.names if objects.length(kind, bytes.fromhex(name)) is None]
+        offsets = {name: objects.partial(kind, bytes.fromhex(name)) for name in absent}
+        return {"missing": absent, "partial": {name: offset for name, offset in offsets.items() if offset}}
 
     async def _receive(self, request: Request, incoming: Incoming) -> None:
         """Write the body as it comes; what arrived before a connection breaks stays."""

@@ -63,6 +63,7 @@ class FleetClient:
                 hint="use https://, or http:// to this machine only",
             )
         self.url = url.rstrip("/")
+        self.partial: dict[tuple[Kind, str], int] = {}
         headers = {"User-Agent": "edgeseal", "Accept": "application/json"}
         if token is not None:
             headers["Authorization"] = f"Bearer {token.strip()}"
@@ -77,13 +78,25 @@ class FleetClient:
     # What a publisher does -----------------------------------------------------------------------------------------
 
     def missing(self, kind: Kind, names: Sequence[bytes]) -> list[bytes]:
-        """Return those objects (SHA-256 each) that the server does not have yet, in the order of `names`."""
+        """Return those objects (SHA-256 each) that the server does not have yet, in the order of `names`.
+
+        Where an earlier upload of one stopped is remembered: `upload` goes on there.
+        """
         absent: set[str] = set()
         texts = [name.hex() for name in names]
         for start in range(0, len(texts), MAX_NAMES):
             body = {"kind": kind, "names": texts[start : start + MAX_NAMES]}
-            absent.update(_list_of_str(self._call("POST", "missing", body), "missing"))
+            answer = self._call("POST", "missing", body)
+            absent.update(_list_of_str(answer, "missing"))
+            self._remember_partial(kind, answer.get("partial"))
         return [name for name, text in zip(names, texts, strict=True) if text in absent]
+
+    def _remember_partial(self, kind: Kind, offsets: object) -> None:
+        """Keep where interrupted uploads stopped, so that `upload` need not ask for each object."""
+        if isinstance(offsets, dict):
+            for name, offset in offsets.items():
+                if type(offset) is int:
+                    self.partial[kind, str(name)] = offset
 
     def upload(self, kind: Kind, sha256: bytes, path: Path, progress: Callable[[int], None] = _ignore) -> None:
         """Upload one object; once this returns it is durable on the server.
@@ -209,10 +222,12 @@ class _Upload:
         self._client, self._path, self._progress = client, path, progress
         self._where = f"uploads/{kind}/{sha256.hex()}"
         self._length = path.stat().st_size
+        begun = client.partial.pop((kind, sha256.hex()), 0)
+        self._begun = begun if 0 < begun < self._length else 0
         self._told = 0  # bytes the progress bar already knows
 
     def run(self) -> None:
-        offset, pause, fresh = 0, FIRST_PAUSE, False
+        offset, pause, fresh = self._begun, FIRST_PAUSE, False
         for left in reversed(range(TRIES)):
             try:
                 self._send(offset)
