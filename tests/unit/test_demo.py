@@ -1,0 +1,87 @@
+"""`./dev demo` as a person runs it: the whole story passes, and nothing stays behind, also when it is interrupted."""
+
+from __future__ import annotations
+
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import pytest
+
+pytest.importorskip("onnx", reason="the demo trains a model: pip install --group demo")
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Mapping
+
+pytestmark = [pytest.mark.slow, pytest.mark.timeout(300)]
+DEMO = Path(__file__).parents[2] / "examples" / "demo.py"
+TMPFS = Path("/dev/shm")
+
+
+def _start(tmp_path: Path) -> subprocess.Popen[str]:
+    environment: Mapping[str, str] = {**os.environ, "TMPDIR": str(tmp_path), "COLUMNS": "200"}
+    words = [sys.executable, str(DEMO)]
+    return subprocess.Popen(
+        words,
+        env=environment,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+        start_new_session=True,
+    )
+
+
+def _in_memory() -> set[Path]:
+    return set(TMPFS.glob("edgeseal-demo-*"))
+
+
+def _processes(directory: Path) -> list[str]:
+    """Command lines of processes that work in `directory`."""
+    found = []
+    for entry in Path("/proc").glob("[0-9]*"):
+        try:
+            if (entry / "cwd").readlink().is_relative_to(directory):
+                found.append((entry / "cmdline").read_text().replace("\0", " "))
+        except OSError:
+            continue
+    return found
+
+
+def test_the_whole_story_passes_and_leaves_nothing(tmp_path: Path) -> None:
+    before = _in_memory()
+    with _start(tmp_path) as demo:
+        output = demo.communicate()[0]
+    assert demo.returncode == 0, output
+    assert output.count("exit code 3") == 3, output  # tampered chunk, rolled-back metadata, wrong key
+    assert output.count("exit code 4") == 1, output  # revoked device
+    assert "answered by release 1 of bearing" in output
+    assert "answered by release 2 of bearing" in output
+    assert "error" in output
+    assert list(tmp_path.iterdir()) == []
+    assert _in_memory() <= before
+    assert _processes(tmp_path) == []
+
+
+@pytest.mark.parametrize("sent", [signal.SIGINT, signal.SIGTERM])
+def test_an_interrupted_demo_leaves_nothing(tmp_path: Path, sent: signal.Signals) -> None:
+    before = _in_memory()
+    with _start(tmp_path) as demo:
+        _wait_until(lambda: bool(list(tmp_path.rglob("fleet.ready"))), demo)
+        demo.send_signal(sent)
+        output = demo.communicate()[0]
+    assert demo.returncode != 0
+    assert "files removed" in output
+    assert "Traceback" not in output
+    assert list(tmp_path.iterdir()) == []
+    assert _in_memory() <= before
+    assert _processes(tmp_path) == []
+
+
+def _wait_until(true: Callable[[], bool], demo: subprocess.Popen[str]) -> None:
+    while not true():
+        assert demo.poll() is None, demo.stdout.read() if demo.stdout else ""
+        time.sleep(0.05)
