@@ -1,7 +1,7 @@
 """`./dev demo`: a model goes from a workstation to a device, and four attacks do not.
 
 Every part is the real one, on this machine's loopback: keys, fleet server, device agent, inference server. Nothing
-needs root, nothing is left behind, also after Ctrl-C. Not here: how commands are shown (stage.py), the model (bearing/).
+needs root, nothing is left behind, also after Ctrl-C. Not here: showing commands (stage.py), the model (bearing/).
 """
 
 from __future__ import annotations
@@ -60,7 +60,7 @@ def _play(stage: Stage, places: Places) -> None:
     stage.say(
         "A plant's machines are watched by small computers that hear from a vibration whether a bearing is damaged.\n"
         "The engineer who trains that model sits elsewhere. This is how it gets to a device, signed, encrypted and\n"
-        "never older than what is there, through a server that is not trusted with any of it."
+        "never older than what is there, through a server that can hold it back but cannot change it."
     )
     train(stage)
     make_keys(stage)
