@@ -65,17 +65,17 @@ def _play(stage: Stage, places: Places) -> None:
     train(stage)
     make_keys(stage)
     url = start_fleet(stage)
-    publisher = ("--to", url, "--token", "fleet/admin.token")
-    enrol(stage, places, publisher)
-    publish_first(stage, publisher)
+    to = ("--to", url)
+    enrol(stage, places, to)
+    publish_first(stage, to)
     served = install_first(stage, places)
-    stage.run("edgeseal", "bundle", "export", "b1", "--repo", "repo", "--device", "press-7", *publisher, "--out", "usb")
-    publish_second(stage, publisher)
+    stage.run("edgeseal", "bundle", "export", "b1", "--repo", "repo", "--device", "press-7", *to, "--out", "usb")
+    publish_second(stage, to)
     refuse_tampered_chunk(stage)
     install_second(stage, served)
     refuse_old_metadata(stage)
-    refuse_wrong_key(stage, publisher)
-    refuse_revoked_device(stage, publisher, served)
+    refuse_wrong_key(stage, to)
+    refuse_revoked_device(stage, to, served)
 
 
 # The story, chapter by chapter ---------------------------------------------------------------------------------------
@@ -95,10 +95,11 @@ def make_keys(stage: Stage) -> None:
     """Three people for the root, two of whom suffice; one key to list models, one to publish this one."""
     stage.chapter("Keys: three people, any two of whom decide")
     stage.say("ML-DSA-65 (FIPS 204) keys in files. Your own get a passphrase; these live for a minute.")
+    stage.export("EDGESEAL_KEYS", "keys")
     for name in ("alice", "bob", "carol", "targets", "publisher"):
-        stage.run("edgeseal", "key", "new", name, "--keys", "keys", "--no-passphrase")
+        stage.run("edgeseal", "key", "new", name, "--no-passphrase")
     stage.say("And the secret from which chunk keys are made. It never leaves the workstation:")
-    stage.run("edgeseal", "key", "new", "bearing-family", "--kind", "family", "--keys", "keys", "--no-passphrase")
+    stage.run("edgeseal", "key", "new", "bearing-family", "--kind", "family", "--no-passphrase")
 
 
 def start_fleet(stage: Stage) -> str:
@@ -107,23 +108,22 @@ def start_fleet(stage: Stage) -> str:
     url = f"http://127.0.0.1:{_free_port()}"
     stage.run("edgeseal", "fleet", "init", "--data", "fleet", "--url", url)
     roots = [word for name in ("alice", "bob", "carol") for word in ("--root-key", name)]
-    rules = ("--threshold", "2", "--targets-key", "targets", "--keys", "keys")
+    rules = ("--threshold", "2", "--targets-key", "targets")
     stage.run("edgeseal", "repo", "init", "repo", "--fleet", "fleet/public.json", *roots, *rules)
-    stage.run(
-        "edgeseal", "repo", "stage", "repo", "--model", "bearing", "--publisher-key", "publisher", "--keys", "keys"
-    )
+    stage.run("edgeseal", "repo", "stage", "repo", "--model", "bearing", "--publisher-key", "publisher")
     stage.say("Each signs with their own key; in life on their own machine, hours apart.")
     for name in ("alice", "bob", "targets", "publisher"):
-        stage.run("edgeseal", "repo", "sign", "repo", "--key", name, "--keys", "keys")
+        stage.run("edgeseal", "repo", "sign", "repo", "--key", name)
     stage.run("edgeseal", "repo", "status", "repo")
     stage.run("edgeseal", "fleet", "trust", "--data", "fleet", _root(stage))
+    stage.export("EDGESEAL_TOKEN_FILE", "fleet/admin.token")
     listen = url.removeprefix("http://")
     stage.serve("edgeseal", "fleet", "serve", "--data", "fleet", "--listen", listen, ready="fleet.ready")
-    stage.run("edgeseal", "repo", "publish", "repo", "--to", url, "--token", "fleet/admin.token")
+    stage.run("edgeseal", "repo", "publish", "repo", "--to", url)
     return url
 
 
-def enrol(stage: Stage, places: Places, publisher: tuple[str, ...]) -> None:
+def enrol(stage: Stage, places: Places, to: tuple[str, ...]) -> None:
     """Give a device its identity: the private key is made on it and stays there."""
     stage.chapter("A device joins")
     if places.on_disk:
@@ -135,16 +135,16 @@ def enrol(stage: Stage, places: Places, publisher: tuple[str, ...]) -> None:
     stage.run(*AGENT, "enrol", "request", "--out", "dev1.request")
     names = ("--name", "press-7", "--group", "line-1")
     root = ("--fleet", "fleet/public.json", "--root", _root(stage))
-    stage.run("edgeseal", "device", "enrol", "dev1.request", *names, *root, *publisher, "--out", "press-7.grant")
+    stage.run("edgeseal", "device", "enrol", "dev1.request", *names, *root, *to, "--out", "press-7.grant")
     stage.run(*AGENT, "enrol", "accept", "press-7.grant")
 
 
-def publish_first(stage: Stage, publisher: tuple[str, ...]) -> None:
+def publish_first(stage: Stage, to: tuple[str, ...]) -> None:
     """Cut, encrypt, sign and upload release 1, and say who shall run it."""
     stage.chapter("Release 1")
     _build(stage, 1)
-    _publish(stage, 1, publisher)
-    stage.run("edgeseal", "fleet", "assign", "bearing", "1", "--group", "line-1", *publisher)
+    _publish(stage, 1, to)
+    stage.run("edgeseal", "fleet", "assign", "bearing", "1", "--group", "line-1", *to)
 
 
 def install_first(stage: Stage, places: Places) -> str:
@@ -161,14 +161,14 @@ def install_first(stage: Stage, places: Places) -> str:
     return served
 
 
-def publish_second(stage: Stage, publisher: tuple[str, ...]) -> None:
+def publish_second(stage: Stage, to: tuple[str, ...]) -> None:
     """Fit the head to a second plant and publish that."""
     stage.chapter("Release 2: a small change")
     stage.say("A second plant is noisier and its housings ring higher. Only the network's last layer learns that.")
     stage.run("python", "-m", "bearing.train", "--out", "model-2.onnx", "--from", "model-1.onnx")
     _build(stage, 2)
-    _publish(stage, 2, publisher)
-    stage.run("edgeseal", "fleet", "assign", "bearing", "2", "--group", "line-1", *publisher)
+    _publish(stage, 2, to)
+    stage.run("edgeseal", "fleet", "assign", "bearing", "2", "--group", "line-1", *to)
 
 
 def refuse_tampered_chunk(stage: Stage) -> None:
@@ -204,21 +204,21 @@ def refuse_old_metadata(stage: Stage) -> None:
     stage.run(*AGENT, "install", "usb", expect=REFUSED)
 
 
-def refuse_wrong_key(stage: Stage, publisher: tuple[str, ...]) -> None:
+def refuse_wrong_key(stage: Stage, to: tuple[str, ...]) -> None:
     """Try to publish with a good key that nobody delegated to."""
     stage.chapter("Refused: a wrong key")
     stage.say("Mallory has the server's token and a key, but no root and no targets key ever named it.")
-    stage.run("edgeseal", "key", "new", "mallory", "--keys", "keys", "--no-passphrase")
+    stage.run("edgeseal", "key", "new", "mallory", "--no-passphrase")
     _build(stage, 3)
-    key = ("--key", "mallory", "--keys", "keys", "--family", "bearing-family")
-    stage.run("edgeseal", "bundle", "publish", "b3", "--repo", "repo", *key, *publisher, expect=REFUSED)
+    key = ("--key", "mallory", "--family", "bearing-family")
+    stage.run("edgeseal", "bundle", "publish", "b3", "--repo", "repo", *key, *to, expect=REFUSED)
 
 
-def refuse_revoked_device(stage: Stage, publisher: tuple[str, ...], served: str) -> None:
+def refuse_revoked_device(stage: Stage, to: tuple[str, ...], served: str) -> None:
     """Revoke the device: no key is ever released to it again; what runs goes on."""
     stage.chapter("Refused: a revoked device")
     stage.say("The device's card is copied by a thief. The operator revokes it: copy and original get no further key.")
-    stage.run("edgeseal", "device", "revoke", "press-7", "--reason", "card copied", *publisher)
+    stage.run("edgeseal", "device", "revoke", "press-7", "--reason", "card copied", *to)
     stage.run(*AGENT, "update", "--report", expect=NOT_AUTHORISED)
     stage.say("The line does not stop: what is in memory keeps answering until the device is replaced.")
     stage.run("python", "-m", "bearing.ask", served, "--plant", "second", "--count", "4")
@@ -231,14 +231,14 @@ def refuse_revoked_device(stage: Stage, publisher: tuple[str, ...], served: str)
 def _build(stage: Stage, release: int) -> None:
     """Build bundle b<release>, with the bundle before as a hint of what to share."""
     model = f"model-{min(release, 2)}.onnx"
-    what = ("--model", "bearing", "--release", str(release), "--family", "bearing-family", "--keys", "keys")
+    what = ("--model", "bearing", "--release", str(release), "--family", "bearing-family")
     previous = ("--previous", f"b{release - 1}") if release > 1 else ()
     stage.run("edgeseal", "bundle", "build", model, *what, "--out", f"b{release}", *previous)
 
 
-def _publish(stage: Stage, release: int, publisher: tuple[str, ...]) -> None:
-    keys = ("--key", "publisher", "--family", "bearing-family", "--keys", "keys")
-    stage.run("edgeseal", "bundle", "publish", f"b{release}", "--repo", "repo", *keys, *publisher)
+def _publish(stage: Stage, release: int, to: tuple[str, ...]) -> None:
+    keys = ("--key", "publisher", "--family", "bearing-family")
+    stage.run("edgeseal", "bundle", "publish", f"b{release}", "--repo", "repo", *keys, *to)
 
 
 def _root(stage: Stage) -> str:

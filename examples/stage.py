@@ -16,7 +16,6 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final, Self
 
 from rich.console import Console
-from rich.padding import Padding
 from rich.text import Text
 
 if TYPE_CHECKING:
@@ -86,12 +85,21 @@ class Stage:
         )
         output = done.stdout.decode(errors="replace")
         style = "red" if expect else "dim"
-        self.console.print(Padding(Text(output.rstrip() or "(no output)", style=style), (0, 0, 0, 4)))
+        self._show(output or "(no output)", style)
         if done.returncode != expect:
             raise SystemExit(f"demo: that ended with exit code {done.returncode}; expected was {expect}")
         if expect:
             self.console.print(f"    [bold]exit code {done.returncode}")
         return output
+
+    def export(self, name: str, value: str) -> None:
+        """Set an environment variable for all commands from here on."""
+        self._environment[name] = value
+        self.console.print(Text(f"$ export {name}={shlex.quote(value)}", style="cyan"))
+
+    def _show(self, output: str, style: str) -> None:
+        for line in output.rstrip().splitlines():
+            self.console.print(Text(f"    {line}", style=style))
 
     def ask(self, *command: object) -> Any:  # noqa: ANN401 - whatever JSON the command prints
         """Run a command with --json and return what it says."""
@@ -125,5 +133,5 @@ class Stage:
                 raise SystemExit(f"demo: the server did not start:\n{log_file.read_text()}")
             time.sleep(0.05)
         url = place.read_text().strip()
-        self.console.print(Padding(Text(f"answers at {url}", style="dim"), (0, 0, 0, 4)))
+        self._show(f"answers at {url}", "dim")
         return url
