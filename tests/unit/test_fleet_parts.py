@@ -101,14 +101,27 @@ def test_any_range_header_stays_inside_the_file(header: str, size: int) -> None:
 
 def test_rotation_moves_next_to_current_and_keeps_the_former_for_a_week() -> None:
     ring = KeyRing.new("session", 100)
-    rotated = ring.rotated(200)
+    rotated = ring.rotated("session", 200)
     for suite in (0, 1):
         assert rotated.slot("current")[suite].seed == ring.slot("next")[suite].seed
         assert rotated.slot("previous")[suite].seed == ring.slot("current")[suite].seed
     assert len(rotated.ring()) == 6
     assert len(rotated.without_expired(200 + PREVIOUS_KEPT - 1).ring()) == 6
     assert len(rotated.without_expired(200 + PREVIOUS_KEPT).ring()) == 4
-    assert {k.seed for k in rotated.rotated(300).keys}.isdisjoint({k.seed for k in ring.slot("current")})
+    assert {k.seed for k in rotated.rotated("session", 300).keys}.isdisjoint({k.seed for k in ring.slot("current")})
+
+
+def test_expired_session_seeds_are_destroyed_on_disk(tmp_path: Path) -> None:
+    data = DataDirectory(tmp_path / "fleet")
+    data.create("https://fleet.example", now=100)
+    old = base64.b64encode(data.ring("session").slot("current")[0].seed)
+    for name in RINGS:
+        data.rotate(name, now=200)
+    data.destroy_expired_keys(now=200 + PREVIOUS_KEPT - 1)
+    assert old in (data.secrets / "session.ring").read_bytes()
+    data.destroy_expired_keys(now=200 + PREVIOUS_KEPT)
+    assert old not in (data.secrets / "session.ring").read_bytes()
+    assert len(data.ring("wrap").slot("previous")) == 1
 
 
 @pytest.mark.parametrize("name", RINGS)

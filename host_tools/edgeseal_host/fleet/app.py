@@ -19,7 +19,7 @@ from starlette.responses import JSONResponse, Response
 from starlette.routing import Route
 
 from edgeseal.enrolment import Record
-from edgeseal.errors import EdgesealError, NotAuthorisedError, UsageError
+from edgeseal.errors import EdgesealError, NotAuthorisedError, TemporaryError, UsageError
 from edgeseal_host.fleet import bodies, metrics, operations, static
 from edgeseal_host.fleet.logs import event
 from edgeseal_host.fleet.wire import (
@@ -113,7 +113,10 @@ class _Routes:
     async def x1(self, request: Request) -> Response:
         m1 = await bodies.read(request, MAX_X1)
         try:
-            answer = await self._service.in_session_thread(self._service.x1, m1)
+            answer = await self._service.exchange(m1)
+        except TemporaryError:
+            self._service.metrics.exchanges.labels("overload").inc()
+            return Response("try again later\n", 503, {**_NO_STORE, "Retry-After": "60"}, "text/plain")
         except Exception:  # session.md §7: whatever it was, it was rolled back; the device tries again
             logger.exception("x1 failed")
             self._service.metrics.exchanges.labels("failed").inc()
@@ -257,7 +260,7 @@ class _Routes:
         """Write the body as it comes; what arrived before a connection breaks stays."""
         buffer = bytearray()
         try:
-            async for piece in request.stream():
+            async for piece in bodies.pieces(request):
                 buffer += piece
                 self._service.metrics.uploaded.inc(len(piece))
                 if len(buffer) >= _BUFFER:

@@ -2,22 +2,26 @@
 
 from __future__ import annotations
 
+import asyncio
 import base64
 import binascii
 from typing import TYPE_CHECKING, Annotated, Any, Final, Literal, TypeVar
 
 import msgspec
 
-from edgeseal.errors import EdgesealError, FormatError, UsageError
+from edgeseal.errors import EdgesealError, FormatError, TemporaryError, UsageError
 from edgeseal.manifest import MAX_RELEASE
 from edgeseal_host.fleet.wire import MAX_NAMES
 
 if TYPE_CHECKING:
+    from collections.abc import AsyncIterator
+
     from starlette.requests import Request
 
 S = TypeVar("S", bound=msgspec.Struct)
 
 MAX_REASON: Final = 512
+SILENCE_SECONDS: Final = 60
 _Release = Annotated[int, msgspec.Meta(ge=1, le=MAX_RELEASE)]
 _Time = Annotated[int, msgspec.Meta(ge=0, le=2**63 - 1)]
 _Name = Annotated[str, msgspec.Meta(min_length=1, max_length=256)]
@@ -75,6 +79,23 @@ class Ticket(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     release: _Release
 
 
+async def pieces(request: Request) -> AsyncIterator[bytes]:
+    """Yield the body as it comes.
+
+    Raises TemporaryError after a minute of silence: a peer that vanished must not hold an upload or a connection.
+    """
+    stream = request.stream()
+    while True:
+        try:
+            async with asyncio.timeout(SILENCE_SECONDS):
+                piece = await anext(stream)
+        except StopAsyncIteration:
+            return
+        except TimeoutError:
+            raise TemporaryError(f"nothing came for {SILENCE_SECONDS} seconds", hint="send the request again") from None
+        yield piece
+
+
 async def read(request: Request, limit: int) -> bytes:
     """Return the body.
 
@@ -84,7 +105,7 @@ async def read(request: Request, limit: int) -> bytes:
     if len(announced) > 18 or not announced.isdigit() or int(announced) > limit:  # noqa: PLR2004 - below 2**63
         raise TooLargeError(f"body of {announced[:20]} bytes; at most {limit} are allowed here")
     body = bytearray()
-    async for piece in request.stream():
+    async for piece in pieces(request):
         body += piece
         if len(body) > limit:
             raise TooLargeError(f"body of more than {limit} bytes")

@@ -7,19 +7,21 @@ above its model's floor, and made for its hardware. Revoked devices never come t
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, Final
+from typing import TYPE_CHECKING, Any, Final, NamedTuple
 
 import sqlalchemy as sa
 
 from edgeseal.checkin import FORMAT, MAX_MODELS, Assignment, Grant, Orders, Report
 from edgeseal.errors import IncompatibleError, NotAuthorisedError, RefusedError
 from edgeseal.session.messages import Status
+from edgeseal_host.fleet.prepared import Prepared
 from edgeseal_host.fleet.schema import assignment, device, release
 
 if TYPE_CHECKING:
     from collections.abc import Callable
 
     from edgeseal.session.server import Row
+    from edgeseal_host.fleet.prepared import Run
     from edgeseal_host.fleet.registry import SqlTransaction
     from edgeseal_host.fleet.vault import Vault
 
@@ -28,7 +30,7 @@ REPORT_SECONDS: Final = 3600
 # How long a device may keep a key without hearing from its fleet. Long: machines that lost the network go on working.
 KEY_SECONDS: Final = 5 * 365 * 86_400
 
-_ORDERS: Final = (
+_ORDERS: Final = Prepared(
     sa.select(
         assignment.c.kind,
         assignment.c.model,
@@ -55,11 +57,28 @@ _ORDERS: Final = (
     .where(device.c.name == sa.bindparam("d"))
     .order_by(assignment.c.model, assignment.c.kind)  # "device" before "group": it wins
 )
-_REPORTED: Final = (
+_REPORTED: Final = Prepared(
     sa.update(device)
     .where(device.c.name == sa.bindparam("d"))
     .values(report=sa.bindparam("r"), seen_at=sa.bindparam("now"))
 )
+
+
+class _Assigned(NamedTuple):
+    """One row of `_ORDERS`; what belongs to the release is None if it was never published."""
+
+    kind: str
+    model: str
+    release: int
+    not_after: int | None
+    device_hardware: str
+    path: str | None
+    sha256: bytes | None
+    length: int | None
+    hardware: str | None
+    floor: int | None
+    listed: bool | None
+    ck: bytes | None
 
 
 @dataclass(frozen=True, slots=True)
@@ -86,17 +105,18 @@ class CheckIn:
             tx.outcome = "denied"
             return Status.DENIED, b""
         now = self._clock()
-        tx.connection.execute(_REPORTED, {"d": row.device, "r": body, "now": now})
-        ready = [o for o in orders(tx.connection, row.device, now=now) if not o.blocked][:MAX_MODELS]
+        tx.run(_REPORTED, {"d": row.device, "r": body, "now": now})
+        ready = [o for o in orders(tx.run, row.device, now=now) if not o.blocked][:MAX_MODELS]
         grants = [grant for o in ready if (grant := _grant(tx.vault, o)) is not None]
         answer = Orders(FORMAT, [o.assignment for o in ready], grants, POLL_SECONDS, REPORT_SECONDS)
         return Status.OK, answer.to_bytes()
 
 
-def orders(connection: sa.Connection, name: str, *, now: int) -> list[Order]:
+def orders(run: Run, name: str, *, now: int) -> list[Order]:
     """Return what a device is assigned, one per model, with the reason for each it may not have."""
     found: dict[str, Order] = {}
-    for row in connection.execute(_ORDERS, {"d": name}):
+    for values in run(_ORDERS, {"d": name}):
+        row = _Assigned(*values)
         if row.model not in found:
             not_after = now + KEY_SECONDS if row.not_after is None else row.not_after
             path, sha256, length = row.path or "", row.sha256 or bytes(32), row.length or 0
@@ -119,19 +139,19 @@ def content_key(connection: sa.Connection, vault: Vault, *, name: str, model: st
     return _open(vault, row.path, row.ck)
 
 
-def _blocked(row: Any, not_after: int, now: int) -> str:  # noqa: ANN401 - SQLAlchemy types rows by position
+def _blocked(row: _Assigned, not_after: int, now: int) -> str:
     if row.path is None:
         return "it was never published"
     if not_after <= now:
         return "the assignment has ended"
-    return _unfit(row, row.device_hardware, number=row.release)
+    return _unfit(row, row.device_hardware)
 
 
-def _unfit(row: Any, hardware: str, *, number: int | None = None) -> str:  # noqa: ANN401
+def _unfit(row: Any, hardware: str) -> str:  # noqa: ANN401 - a row of `release` or of `_ORDERS`
     """Say why a published release is not for a device of that hardware; empty if it is."""
     if not row.listed:
         return "it was withdrawn: signed metadata lists it no more"
-    if (row.release if number is None else number) < row.floor:
+    if row.release < row.floor:
         return f"the lowest release allowed is {row.floor}"
     if row.hardware and hardware not in row.hardware.split("\n"):
         made_for = ", ".join(row.hardware.split("\n"))

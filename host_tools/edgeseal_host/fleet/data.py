@@ -109,12 +109,25 @@ class DataDirectory:
             ring = self.ring(name)
             if name == "session" and not force:
                 self._check_announced(ring)
-            ring.rotated(now).without_expired(now).save(self._ring_file(name))
+            ring.rotated(name, now).without_expired(now).save(self._ring_file(name))
             return self._write_public(url)
 
     def public(self) -> FleetPublic:
         """Read public.json."""
         return FleetPublic.load(self.public_file)
+
+    def destroy_expired_keys(self, *, now: int) -> None:
+        """Overwrite ring files without the previous keys whose time is over."""
+        with locked(self.path / "rings.lock", wait=True):
+            for name in RINGS:
+                ring = self.ring(name)
+                if (kept := ring.without_expired(now)) != ring:
+                    kept.save(self._ring_file(name))
+
+    def sweep(self) -> None:
+        """Remove what a killed process left half written; only while the serve lock is held."""
+        sweep(self.path)
+        sweep(self.secrets)
 
     @contextmanager
     def open(self) -> Iterator[Fleet]:
@@ -160,7 +173,6 @@ class Fleet:
 
     def __init__(self, data: DataDirectory) -> None:
         """Open everything; use `DataDirectory.open`."""
-        sweep(data.path)
         self.data = data
         self.vault = Vault.load(data.secrets / "data.key")
         self.database = schema.open_database(data.database)

@@ -13,7 +13,7 @@ import threading
 import time
 from typing import TYPE_CHECKING, Final, Self
 
-from edgeseal.durable import fsync_directory, write_atomic
+from edgeseal.durable import fsync_directory, sweep, write_atomic
 from edgeseal.errors import IntegrityError, NoSpaceError, TemporaryError, UsageError
 from edgeseal_host.fleet.wire import KINDS, MAX_OBJECT, Kind
 
@@ -47,6 +47,7 @@ class ObjectDirectory:
         self._incoming = directory / "incoming"
         self._busy: set[Path] = set()
         self._lock = threading.Lock()
+        self._making = threading.Lock()
 
     def prepare(self) -> None:
         """Make the folders, drop uploads that nobody finished for a week."""
@@ -57,6 +58,12 @@ class ObjectDirectory:
             if partial.stat().st_mtime < oldest:
                 partial.unlink()
         fsync_directory(self.directory)
+
+    def sweep(self) -> None:
+        """Remove what a killed server left half written; only while no other process writes here."""
+        for top in ("metadata", "targets"):
+            for folder in (self.directory / top, *(d for d in (self.directory / top).rglob("*") if d.is_dir())):
+                sweep(folder)
 
     def path(self, kind: Kind, sha256: bytes) -> Path:
         """Where an object lies."""
@@ -115,12 +122,12 @@ class ObjectDirectory:
             )
 
     def _make_parents(self, directory: Path) -> None:
-        """Make folders so that their names survive a power cut."""
-        if directory.is_dir():
-            return
-        self._make_parents(directory.parent)
-        directory.mkdir(mode=0o755, exist_ok=True)
-        fsync_directory(directory.parent)
+        """Make folders so that their names survive a power cut; nobody uses one before it is flushed."""
+        with self._making:
+            absent = [d for d in (directory, *directory.parents) if not d.is_dir()]
+            for folder in reversed(absent):
+                folder.mkdir(mode=0o755)
+                fsync_directory(folder.parent)
 
     def _claim(self, path: Path) -> None:
         with self._lock:

@@ -70,7 +70,7 @@ def device_details(fleet: Fleet, name: str, *, now: int) -> dict[str, Any]:
             raise unknown_device(name)
         query = sa.select(generation.c.kid, generation.c.suite, generation.c.pending).where(generation.c.device == name)
         keys = [{"kid": k.kid.hex(), "suite": k.suite, "pending": k.pending} for k in connection.execute(query)]
-        found = checkin.orders(connection, name, now=now)
+        found = checkin.orders(fleet.registry.run, name, now=now)
     orders = [{"model": o.assignment.model, "release": o.assignment.release, "blocked": o.blocked} for o in found]
     return {**row, "report": _report(row["report"]), "generations": keys, "orders": orders}
 

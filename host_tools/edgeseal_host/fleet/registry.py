@@ -15,9 +15,11 @@ import sqlalchemy as sa
 from edgeseal.errors import NotAuthorisedError, RefusedError
 from edgeseal.session.server import Row
 from edgeseal.suite import PublicKey
+from edgeseal_host.fleet.prepared import Prepared
 from edgeseal_host.fleet.schema import READ, Database, assignment, device, generation
 
 if TYPE_CHECKING:
+    import sqlite3
     from collections.abc import Iterator
 
     from edgeseal.enrolment import Record
@@ -25,7 +27,7 @@ if TYPE_CHECKING:
 
 RESTORE_STEP: Final = 65_536  # session.md §12: beyond any counter used since the backup
 
-_FIND: Final = (
+_FIND: Final = Prepared(
     sa.select(
         generation.c.device,
         generation.c.kid,
@@ -38,10 +40,10 @@ _FIND: Final = (
     .join(device, device.c.name == generation.c.device)
     .where(generation.c.kid == sa.bindparam("kid"))
 )
-_REVOKED: Final = sa.select(device.c.revoked).where(device.c.name == sa.bindparam("d"))
-_COUNTER: Final = sa.select(device.c.ctr, device.c.tag).where(device.c.name == sa.bindparam("d"))
+_REVOKED: Final = Prepared(sa.select(device.c.revoked).where(device.c.name == sa.bindparam("d")))
+_COUNTER: Final = Prepared(sa.select(device.c.ctr, device.c.tag).where(device.c.name == sa.bindparam("d")))
 # Every condition of session.md §7 step 4b in one statement: of parallel duplicates exactly one succeeds.
-_ADVANCE: Final = (
+_ADVANCE: Final = Prepared(
     sa.update(device)
     .where(
         device.c.name == sa.bindparam("d"),
@@ -54,19 +56,41 @@ _ADVANCE: Final = (
 )
 
 
-class SqlTransaction:
-    """One write transaction."""
+_PROMOTE_DROP: Final = Prepared(
+    sa.delete(generation).where(generation.c.device == sa.bindparam("d"), generation.c.kid != sa.bindparam("k"))
+)
+_PROMOTE: Final = Prepared(
+    sa.update(generation).where(generation.c.kid == sa.bindparam("k")).values(pending=sa.bindparam("p"))
+)
+_HOLDER: Final = Prepared(
+    sa.select(generation.c.device, generation.c.pending).where(generation.c.public == sa.bindparam("pk"))
+)
+_DROP_PENDING: Final = Prepared(
+    sa.delete(generation).where(generation.c.device == sa.bindparam("d"), generation.c.pending)
+)
+_ADD: Final = Prepared(sa.insert(generation))
+_CURRENT: Final = Prepared(
+    sa.select(generation.c.kid).where(generation.c.device == sa.bindparam("d"), sa.not_(generation.c.pending))
+)
 
-    def __init__(self, connection: sa.Connection, vault: Vault) -> None:
+
+class SqlTransaction:
+    """One write transaction on the driver's connection."""
+
+    def __init__(self, connection: sqlite3.Connection, vault: Vault) -> None:
         """Work on a connection that is inside a transaction."""
-        self.connection = connection
+        self._connection = connection
         self.vault = vault
         self.outcome = "ok"  # for the metrics; the answer itself is sealed
 
+    def run(self, statement: Prepared, values: dict[str, Any]) -> sqlite3.Cursor:
+        """Execute a statement inside this transaction."""
+        return statement.run(self._connection, values)
+
     def revoked(self, row: Row) -> bool:
         """Whether the device is revoked; a device that is gone counts as such."""
-        revoked = self.connection.execute(_REVOKED, {"d": row.device}).scalar()
-        if revoked is None or revoked:
+        found = self.run(_REVOKED, {"d": row.device}).fetchone()
+        if found is None or found[0]:
             self.outcome = "revoked"
             return True
         return False
@@ -74,32 +98,29 @@ class SqlTransaction:
     def advance(self, row: Row, *, ctr: int, tag: bytes, lowest: int, resynced: bool) -> bool:
         """Conditional update of counter and tag."""
         values = {"d": row.device, "k": row.kid, "c": ctr, "t": tag, "lowest": lowest, "a": int(resynced)}
-        done = self.connection.execute(_ADVANCE, values).rowcount == 1
+        done = self.run(_ADVANCE, values).rowcount == 1
         if not done:
             self.outcome = "stale"
         return done
 
     def counter(self, row: Row) -> tuple[int, bytes]:
         """Return stored counter and tag."""
-        found = self.connection.execute(_COUNTER, {"d": row.device}).one()
-        return found.ctr, found.tag
+        ctr, tag = self.run(_COUNTER, {"d": row.device}).fetchone()
+        return ctr, tag
 
     def promote(self, row: Row) -> None:
         """Make a pending generation the only one."""
-        former = sa.delete(generation).where(generation.c.device == row.device, generation.c.kid != row.kid)
-        self.connection.execute(former)
-        self.connection.execute(sa.update(generation).where(generation.c.kid == row.kid).values(pending=False))
+        self.run(_PROMOTE_DROP, {"d": row.device, "k": row.kid})
+        self.run(_PROMOTE, {"k": row.kid, "p": False})
 
     def add_pending(self, row: Row, *, suite: int, public: bytes, psk: bytes) -> bool:
         """Store a pending generation, replacing this device's earlier pending one."""
-        known = self.connection.execute(
-            sa.select(generation.c.device, generation.c.pending).where(generation.c.public == public)
-        ).one_or_none()
-        if known is not None and not (known.pending and known.device == row.device):
+        known = self.run(_HOLDER, {"pk": public}).fetchone()
+        if known is not None and not (known[1] and known[0] == row.device):
             self.outcome = "denied"
             return False
-        self.connection.execute(sa.delete(generation).where(generation.c.device == row.device, generation.c.pending))
-        _add_generation(self.connection, self.vault, row.device, PublicKey(suite, public), psk, pending=True)
+        self.run(_DROP_PENDING, {"d": row.device})
+        self.run(_ADD, _generation_values(self.vault, row.device, PublicKey(suite, public), psk, pending=True))
         self.outcome = "rekey"
         return True
 
@@ -113,21 +134,41 @@ class SqlRegistry:
         self._vault = vault
         self._reader = database.fast.execution_options(**{READ: True})
         self._write = threading.Lock()  # SQLite has one writer; waiting here is fair and needs no polling
+        self._local = threading.local()
 
     def find(self, kid_d: bytes) -> Row | None:
         """Return the generation with that key id."""
-        with self._reader.connect() as connection:
-            found = connection.execute(_FIND, {"kid": kid_d}).one_or_none()
+        found = self.run(_FIND, {"kid": kid_d}).fetchone()
         if found is None:
             return None
-        psk = self._vault.open(b"psk", found.kid, found.psk)
-        return Row(found.device, found.kid, found.suite, found.public, psk, found.pending, found.needs_qkd)
+        name, kid, suite, public, psk, pending, needs_qkd = found
+        opened = self._vault.open(b"psk", kid, psk)
+        return Row(name, kid, suite, public, opened, bool(pending), bool(needs_qkd))
 
     @contextmanager
     def transaction(self) -> Iterator[SqlTransaction]:
         """Begin a serializable transaction of an X1 exchange."""
-        with self._write, self._database.fast.begin() as connection:
-            yield SqlTransaction(connection, self._vault)
+        connection = self._connection()
+        with self._write:
+            connection.execute("BEGIN IMMEDIATE")
+            try:
+                yield SqlTransaction(connection, self._vault)
+                connection.execute("COMMIT")
+            except BaseException:
+                if connection.in_transaction:
+                    connection.execute("ROLLBACK")
+                raise
+
+    def run(self, statement: Prepared, values: dict[str, Any]) -> sqlite3.Cursor:
+        """Execute a single SELECT outside of any transaction."""
+        return statement.run(self._connection(), values)
+
+    def _connection(self) -> sqlite3.Connection:
+        """Return this thread's own connection."""
+        found: sqlite3.Connection | None = getattr(self._local, "connection", None)
+        if found is None:
+            found = self._local.connection = self._database.driver_connection()
+        return found
 
     @contextmanager
     def durably(self) -> Iterator[sa.Connection]:
@@ -149,7 +190,7 @@ class SqlRegistry:
         key = PublicKey(record.suite, record.public)
         with self.durably() as connection:
             holder = connection.execute(sa.select(generation.c.device).where(generation.c.public == key.raw)).scalar()
-            taken = connection.execute(_COUNTER, {"d": record.device}).one_or_none()
+            taken = connection.execute(sa.select(device.c.name).where(device.c.name == record.device)).scalar()
             if holder == record.device and taken is not None:
                 return False
             if holder is not None:
@@ -171,7 +212,9 @@ class SqlRegistry:
                     enrolled_at=now,
                 )
             )
-            _add_generation(connection, self._vault, record.device, key, psk, pending=False)
+            connection.execute(
+                sa.insert(generation), _generation_values(self._vault, record.device, key, psk, pending=False)
+            )
         return True
 
     def revoke(self, name: str, reason: str) -> None:
@@ -205,14 +248,12 @@ class SqlRegistry:
 
         Raises NotAuthorisedError for an unknown or revoked device.
         """
-        query = sa.select(generation.c.kid).where(generation.c.device == name, sa.not_(generation.c.pending))
-        with self.read() as connection:
-            state = connection.execute(_REVOKED, {"d": name}).scalar()
-            kid: Any = connection.execute(query).scalar()
-        row = None if kid is None else self.find(kid)
+        state = self.run(_REVOKED, {"d": name}).fetchone()
+        current = self.run(_CURRENT, {"d": name}).fetchone()
+        row = None if current is None else self.find(current[0])
         if state is None or row is None:
             raise unknown_device(name)
-        if state:
+        if state[0]:
             raise NotAuthorisedError(f"device {name} is revoked", hint="it gets no content key any more")
         return row
 
@@ -222,16 +263,12 @@ def unknown_device(name: str) -> NotAuthorisedError:
     return NotAuthorisedError(f"no device is called {name[:80]!r}", hint="edgeseal device list shows all names")
 
 
-def _add_generation(
-    connection: sa.Connection, vault: Vault, name: str, key: PublicKey, psk: bytes, *, pending: bool
-) -> None:
-    connection.execute(
-        sa.insert(generation).values(
-            kid=key.kid,
-            device=name,
-            suite=key.suite.number,
-            public=key.raw,
-            psk=vault.seal(b"psk", key.kid, psk),
-            pending=pending,
-        )
-    )
+def _generation_values(vault: Vault, name: str, key: PublicKey, psk: bytes, *, pending: bool) -> dict[str, Any]:
+    return {
+        "kid": key.kid,
+        "device": name,
+        "suite": key.suite.number,
+        "public": key.raw,
+        "psk": vault.seal(b"psk", key.kid, psk),
+        "pending": pending,
+    }

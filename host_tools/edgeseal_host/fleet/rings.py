@@ -73,9 +73,13 @@ class KeyRing:
         slots: tuple[Slot, ...] = ("current", "next")
         return cls(tuple(_new_key(slot, suite, now) for suite in SUITES_OF[name] for slot in slots))
 
-    def rotated(self, now: int) -> KeyRing:
-        """Next becomes current, current previous, previous goes, and a new next is made."""
-        kept = [replace(k, slot="previous", until=now + PREVIOUS_KEPT) for k in self.keys if k.slot == "current"]
+    def rotated(self, name: str, now: int) -> KeyRing:
+        """Next becomes current, current previous, previous goes, and a new next is made.
+
+        Only session keys have an end of their own: devices refresh. Publishers may hold an old public.json for long.
+        """
+        ends = None if name != "session" else now + PREVIOUS_KEPT
+        kept = [replace(k, slot="previous", until=ends) for k in self.keys if k.slot == "current"]
         kept += [replace(k, slot="current") for k in self.keys if k.slot == "next"]
         suites = [k.key.suite.number for k in self.keys if k.slot == "next"]
         return KeyRing((*kept, *(_new_key("next", suite, now) for suite in suites)))

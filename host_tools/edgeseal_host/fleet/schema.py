@@ -8,8 +8,9 @@ loses anything when the process is killed.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, Final
+import sqlite3
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Final
 
 import sqlalchemy as sa
 
@@ -20,6 +21,8 @@ if TYPE_CHECKING:
 
 SCHEMA_VERSION: Final = 1
 BUSY_MS: Final = 10_000  # another process (`edgeseal fleet token …`) may hold the write lock for a moment
+FAST: Final = "NORMAL"  # https://sqlite.org/pragma.html#pragma_synchronous, in WAL mode
+DURABLE: Final = "FULL"
 READ: Final = "edgeseal_read"  # execution option: no transaction around a single SELECT
 
 tables = sa.MetaData()
@@ -99,11 +102,22 @@ metadata_file = sa.Table(
 class Database:
     """Both engines on one file."""
 
+    path: Path
     fast: sa.Engine
     durable: sa.Engine
+    _kept: list[sqlite3.Connection] = field(default_factory=list)
+
+    def driver_connection(self) -> sqlite3.Connection:
+        """Return a connection like those of `fast`, for one thread to keep; `close` closes it."""
+        connection = sqlite3.connect(self.path, timeout=BUSY_MS / 1000, check_same_thread=False)
+        _set_up(connection, FAST)
+        self._kept.append(connection)
+        return connection
 
     def close(self) -> None:
-        """Return all connections."""
+        """Close all connections."""
+        while self._kept:
+            self._kept.pop().close()
         self.fast.dispose()
         self.durable.dispose()
 
@@ -111,7 +125,7 @@ class Database:
 def create(path: Path) -> None:
     """Make a new, empty database file, readable by its owner only."""
     path.touch(mode=0o600)
-    engine = _engine(path, synchronous="FULL")
+    engine = _engine(path, synchronous=DURABLE)
     with engine.begin() as connection:
         tables.create_all(connection)
         connection.execute(sa.insert(setting).values(name="schema", value=str(SCHEMA_VERSION)))
@@ -125,7 +139,7 @@ def open_database(path: Path) -> Database:
     """
     if not path.is_file():
         raise EdgesealError(f"{path.name} is not there", hint="edgeseal fleet init makes it; or restore it from backup")
-    found = Database(_engine(path, synchronous="NORMAL"), _engine(path, synchronous="FULL"))
+    found = Database(path, _engine(path, synchronous=FAST), _engine(path, synchronous=DURABLE))
     try:
         with found.durable.connect() as connection:
             version = connection.execute(sa.select(setting.c.value).where(setting.c.name == "schema")).scalar()
@@ -150,11 +164,8 @@ def _engine(path: Path, *, synchronous: str) -> sa.Engine:
     engine = sa.create_engine(f"sqlite:///{path}", connect_args={"timeout": BUSY_MS / 1000, "check_same_thread": False})
 
     @sa.event.listens_for(engine, "connect")
-    def _connected(connection: Any, _record: object) -> None:  # noqa: ANN401 - a DBAPI connection of any driver
-        connection.isolation_level = None  # we say BEGIN ourselves
-        connection.execute("PRAGMA journal_mode=WAL")
-        connection.execute(f"PRAGMA synchronous={synchronous}")
-        connection.execute("PRAGMA foreign_keys=ON")
+    def _connected(connection: sqlite3.Connection, _record: object) -> None:
+        _set_up(connection, synchronous)
 
     @sa.event.listens_for(engine, "begin")
     def _begun(connection: sa.Connection) -> None:
@@ -164,6 +175,8 @@ def _engine(path: Path, *, synchronous: str) -> sa.Engine:
     return engine
 
 
-def reading(engine: sa.Engine) -> sa.Connection:
-    """Connect for single SELECTs, which need no transaction and wait for no writer."""
-    return engine.connect().execution_options(**{READ: True})
+def _set_up(connection: sqlite3.Connection, synchronous: str) -> None:
+    connection.isolation_level = None  # we say BEGIN ourselves
+    connection.execute("PRAGMA journal_mode=WAL")
+    connection.execute(f"PRAGMA synchronous={synchronous}")
+    connection.execute("PRAGMA foreign_keys=ON")

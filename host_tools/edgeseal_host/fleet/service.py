@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Final, ParamSpec, TypeVar
 
 from tuf.api.metadata import Timestamp
 
+from edgeseal.errors import TemporaryError
 from edgeseal.session.messages import KEY_UNKNOWN, REFUSED
 from edgeseal.session.server import exchange
 from edgeseal_host.fleet.checkin import CheckIn
@@ -31,6 +32,7 @@ if TYPE_CHECKING:
 
 RING_SECONDS: Final = 2.0  # how soon a rotated ring is used
 SIGN_SECONDS: Final = 60.0  # how often to look whether something must be signed again
+MAX_WAITING: Final = 4096  # at 1,000 exchanges a second a device waits 4 s at most
 P = ParamSpec("P")
 R = TypeVar("R")
 logger = logging.getLogger("edgeseal.fleet")
@@ -46,6 +48,7 @@ class Service:
         self._clock = clock
         self._handler = CheckIn(clock=self.now)
         self._ring: Ring = {}
+        self._waiting = 0
         self._stamp: tuple[int, ...] = ()
         # Sessions have threads of their own: a slow upload must not keep devices waiting.
         self._sessions = ThreadPoolExecutor(max_workers=max(2, os.cpu_count() or 1), thread_name_prefix="x1")
@@ -57,7 +60,9 @@ class Service:
 
     def start(self) -> None:
         """Finish what a kill cut short, load the keys, sign what is due."""
+        self.fleet.data.sweep()
         self.fleet.objects.prepare()
+        self.fleet.objects.sweep()
         self.fleet.publisher.recover()
         self.refresh_ring()
         self.resign()
@@ -67,9 +72,18 @@ class Service:
         self._sessions.shutdown(wait=True)
         self._workers.shutdown(wait=True)
 
-    async def in_session_thread(self, work: Callable[P, R], *args: P.args, **kwargs: P.kwargs) -> R:
-        """Run session work outside the event loop."""
-        return await asyncio.get_running_loop().run_in_executor(self._sessions, lambda: work(*args, **kwargs))
+    async def exchange(self, m1: bytes) -> bytes:
+        """Answer one X1 request outside the event loop.
+
+        Raises TemporaryError if too many are waiting: whoever waited longer than a device does would get no answer.
+        """
+        if self._waiting >= MAX_WAITING:
+            raise TemporaryError("too many devices at once")
+        self._waiting += 1
+        try:
+            return await asyncio.get_running_loop().run_in_executor(self._sessions, self.x1, m1)
+        finally:
+            self._waiting -= 1
 
     async def in_thread(self, work: Callable[P, R], *args: P.args, **kwargs: P.kwargs) -> R:
         """Run blocking work outside the event loop."""
@@ -88,6 +102,7 @@ class Service:
 
     def refresh_ring(self) -> None:
         """Load the session ring if it was rotated, and drop previous keys whose week is over."""
+        self.fleet.data.destroy_expired_keys(now=self.now())
         stamp = self.fleet.data.ring_stamp()
         if stamp != self._stamp:
             event(logger, "key rings loaded")

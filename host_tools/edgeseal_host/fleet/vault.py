@@ -1,6 +1,7 @@
 """Secrets inside the database, sealed by a key that lies outside of it: a stolen database opens nothing.
 
-Each value has a key of its own, derived from what it is and whose; moved to another row it does not open.
+What a value is and whose is authenticated with it: moved to another row it does not open. Nonces are random, which is
+safe for 2^32 values (NIST SP 800-38D §8.3 has the same bound for the same nonce).
 """
 
 from __future__ import annotations
@@ -28,7 +29,7 @@ class Vault:
 
     def __init__(self, key: bytes) -> None:
         """Use a 32-byte data key."""
-        self._key = key
+        self._aead = ChaCha20Poly1305(expand(key, _VERSION, KEY_LENGTH))
 
     @classmethod
     def create(cls, path: Path) -> Vault:
@@ -52,7 +53,7 @@ class Vault:
     def seal(self, purpose: bytes, owner: bytes, value: bytes) -> bytes:
         """Return nonce ‖ ciphertext; `purpose` and `owner` name the column and the row."""
         nonce = os.urandom(_NONCE_LENGTH)
-        return nonce + self._aead(purpose, owner).encrypt(nonce, value, None)
+        return nonce + self._aead.encrypt(nonce, value, transcript(_VERSION, purpose, owner))
 
     def open(self, purpose: bytes, owner: bytes, sealed: bytes) -> bytes:
         """Inverse of `seal`.
@@ -60,12 +61,10 @@ class Vault:
         Raises IntegrityError for another row's value, changed bytes, or the wrong data key.
         """
         try:
-            return self._aead(purpose, owner).decrypt(sealed[:_NONCE_LENGTH], sealed[_NONCE_LENGTH:], None)
+            place = transcript(_VERSION, purpose, owner)
+            return self._aead.decrypt(sealed[:_NONCE_LENGTH], sealed[_NONCE_LENGTH:], place)
         except (InvalidTag, ValueError):
             raise IntegrityError(
                 f"a {purpose.decode()} in the registry does not open with this data key",
                 hint="database and secrets directory belong together: restore both from the same backup",
             ) from None
-
-    def _aead(self, purpose: bytes, owner: bytes) -> ChaCha20Poly1305:
-        return ChaCha20Poly1305(expand(self._key, transcript(_VERSION, purpose, owner), KEY_LENGTH))
