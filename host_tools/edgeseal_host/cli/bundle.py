@@ -252,7 +252,7 @@ def _custom(manifest: Manifest) -> dict[str, Any]:
 
 def _kid(client: FleetClient, device: str) -> str:
     """Key id of the generation that a ticket is sealed to: the one in use, not one that is pending."""
-    keys = [k["kid"] for k in client.device(device).get("keys", []) if not k["pending"]]
+    keys = [k["kid"] for k in client.device(device).get("generations", []) if not k["pending"]]
     if not keys:
         raise UsageError(f"the fleet server knows no key of {device}", hint="enrol it first")
     return str(keys[0])
