@@ -16,7 +16,7 @@ import click
 from edgeseal.durable import write_atomic
 from edgeseal.errors import UsageError
 from edgeseal_host.cli import output
-from edgeseal_host.fleet.client import FleetClient
+from edgeseal_host.cli.options import client, server_options
 from edgeseal_host.fleet.data import DataDirectory
 from edgeseal_host.fleet.rings import RINGS
 from edgeseal_host.fleet.wire import SCOPES
@@ -35,21 +35,6 @@ def data_option(command: _Command) -> _Command:
     return click.option(
         "--data", required=True, type=_PATH, envvar="EDGESEAL_FLEET_DATA", help="The fleet server's directory."
     )(command)
-
-
-def server_options(command: _Command) -> _Command:
-    """Add `--to URL` and `--token FILE`."""
-    token = click.option(
-        "--token",
-        "token_file",
-        required=True,
-        type=_FILE,
-        envvar="EDGESEAL_TOKEN_FILE",
-        help="File with the API token (or EDGESEAL_TOKEN_FILE).",
-    )
-    url = click.option("--to", "url", required=True, metavar="URL", help="The fleet server's address.")
-    ca = click.option("--ca-file", type=_FILE, help="Certificates to trust instead of the system's.")
-    return url(token(ca(command)))
 
 
 def target_options(command: _Command) -> _Command:
@@ -196,7 +181,7 @@ def token_revoke(data: Path, id_: str) -> None:
 @click.argument("release", type=click.IntRange(min=1))
 @target_options
 @click.option("--not-after", type=click.DateTime(["%Y-%m-%d"]), help="Devices drop the content key on that day (UTC).")
-@server_options
+@server_options(required=True)
 @output.json_option
 def assign(
     model: str,
@@ -211,7 +196,7 @@ def assign(
     """Say which release of MODEL a device or a group shall run."""
     _check_target(device, group)
     ends = None if not_after is None else int(not_after.replace(tzinfo=UTC).timestamp())
-    result = _client(url, token_file, ca_file).assign(model, release, device=device, group=group, not_after=ends)
+    result = client(url, token_file, ca_file).assign(model, release, device=device, group=group, not_after=ends)
     whom = f"device {device}" if device else f"group {group}"
     output.emit(result, f"{whom}: {model} release {release}")
 
@@ -219,23 +204,23 @@ def assign(
 @group.command()
 @click.argument("model")
 @target_options
-@server_options
+@server_options(required=True)
 @output.json_option
 def unassign(
     model: str, device: str | None, group: str | None, url: str, token_file: Path, ca_file: Path | None
 ) -> None:
     """Take an assignment back; devices keep running what they have."""
     _check_target(device, group)
-    result = _client(url, token_file, ca_file).unassign(model, device=device, group=group)
+    result = client(url, token_file, ca_file).unassign(model, device=device, group=group)
     output.emit(result, f"{model} is no longer assigned to {device or group}")
 
 
 @group.command()
-@server_options
+@server_options(required=True)
 @output.json_option
 def assignments(url: str, token_file: Path, ca_file: Path | None) -> None:
     """Show who shall run what."""
-    found = _client(url, token_file, ca_file).assignments()
+    found = client(url, token_file, ca_file).assignments()
     rows = [
         (
             a["model"],
@@ -246,10 +231,6 @@ def assignments(url: str, token_file: Path, ca_file: Path | None) -> None:
         for a in found
     ]
     output.emit({"assignments": found}, lambda: output.table(("model", "release", "for", "until"), rows))
-
-
-def _client(url: str, token_file: Path, ca_file: Path | None) -> FleetClient:
-    return FleetClient(url, token=token_file.read_text().strip(), ca_file=None if ca_file is None else str(ca_file))
 
 
 def _check_target(device: str | None, group: str | None) -> None:

@@ -146,6 +146,10 @@ class FleetClient:
         """Refuse a device from now on; it gets no content key any more."""
         return self._call("POST", f"devices/{quote(name, '')}/revoke", {"reason": reason})
 
+    def forget(self, name: str) -> dict[str, Any]:
+        """Delete a device with its keys; needs the scope admin. Revoke instead, unless it is to be enrolled again."""
+        return self._call("DELETE", f"devices/{quote(name, '')}")
+
     def assign(
         self,
         model: str,
