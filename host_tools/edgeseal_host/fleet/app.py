@@ -1,6 +1,6 @@
 """The fleet server's HTTP side: routes, limits, authorisation, and errors as JSON.
 
-POST /x1 · GET /metadata/… /targets/… /tables/… /chunks/… · /api/v1/… · GET /healthz · GET /metrics
+POST /x1 (x1_http.py) · GET /metadata/… /targets/… /tables/… /chunks/… · /api/v1/… · GET /healthz · GET /metrics
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ from starlette.responses import JSONResponse, Response
 from starlette.routing import Route
 
 from edgeseal.enrolment import Record
-from edgeseal.errors import EdgesealError, NotAuthorisedError, TemporaryError, UsageError
+from edgeseal.errors import EdgesealError, NotAuthorisedError, UsageError
 from edgeseal_host.fleet import bodies, metrics, operations, static
 from edgeseal_host.fleet.logs import event
 from edgeseal_host.fleet.wire import (
@@ -33,6 +33,7 @@ from edgeseal_host.fleet.wire import (
     Kind,
     status_of,
 )
+from edgeseal_host.fleet.x1_http import X1
 from edgeseal_host.repository.verify import Publication
 
 if TYPE_CHECKING:
@@ -43,8 +44,6 @@ if TYPE_CHECKING:
     from edgeseal_host.fleet.objects import Incoming
     from edgeseal_host.fleet.service import Service
 
-MAX_X1: Final = 16_384  # session.md §12
-OCTETS: Final = "application/octet-stream"
 _BUFFER: Final = 2**20  # upload bytes gathered before they go to a worker thread
 _NO_STORE: Final = {"Cache-Control": "no-store", "X-Content-Type-Options": "nosniff"}
 logger = logging.getLogger("edgeseal.fleet")
@@ -59,7 +58,7 @@ def _starlette(service: Service) -> Starlette:
     part = _Routes(service)
     api = "/api/v1"
     routes = [
-        Route("/x1", part.x1, methods=["POST"]),
+        Route("/x1", X1(service), methods=["POST"]),  # reached by other methods only: _Logged answers POST
         Route("/healthz", part.healthz, methods=["GET"]),
         Route("/metrics", part.metrics, methods=["GET"]),
         Route(f"{api}/public", part.public, methods=["GET"]),
@@ -109,19 +108,6 @@ class _Routes:
         self._fleet = service.fleet
 
     # Devices -------------------------------------------------------------------------------------------------------
-
-    async def x1(self, request: Request) -> Response:
-        m1 = await bodies.read(request, MAX_X1)
-        try:
-            answer = await self._service.exchange(m1)
-        except TemporaryError:
-            self._service.metrics.exchanges.labels("overload").inc()
-            return Response("try again later\n", 503, {**_NO_STORE, "Retry-After": "60"}, "text/plain")
-        except Exception:  # session.md §7: whatever it was, it was rolled back; the device tries again
-            logger.exception("x1 failed")
-            self._service.metrics.exchanges.labels("failed").inc()
-            return Response("try again later\n", 503, {**_NO_STORE, "Retry-After": "30"}, "text/plain")
-        return Response(answer, 200, _NO_STORE, OCTETS)
 
     async def static(self, request: Request) -> Response:
         # The path as it came, undecoded: names that are served need no escapes, so "%2e%2e" is simply unknown.
@@ -322,7 +308,7 @@ class _Logged:
     """Logs each API request and counts every request; the outermost layer, so that nothing goes unseen."""
 
     def __init__(self, app: ASGIApp, service: Service) -> None:
-        self._app, self._service = app, service
+        self._app, self._service, self._x1 = app, service, X1(service)
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         if scope["type"] != "http":
@@ -337,7 +323,8 @@ class _Logged:
             await send(message)
 
         try:
-            await self._app(scope, receive, watched)
+            app = self._x1 if scope["path"] == "/x1" and scope["method"] == "POST" else self._app
+            await app(scope, receive, watched)
         except ClientDisconnect:
             status = 499
         except Exception:  # a bug: the client gets 500, the log says where, and nothing of what it choked on
