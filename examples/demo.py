@@ -172,21 +172,24 @@ def publish_second(stage: Stage, to: tuple[str, ...]) -> None:
 
 
 def refuse_tampered_chunk(stage: Stage) -> None:
-    """Flip one bit of a chunk on the server; mend it afterwards."""
+    """Flip a bit of each new chunk on the server; mend them afterwards."""
     stage.chapter("Refused: a tampered chunk")
-    chunk = _a_new_chunk(stage)
-    stage.say(f"Somebody who controls the server flips one bit of chunk {chunk.name[:12]}…, which only release 2 has.")
-    honest = chunk.read_bytes()
-    chunk.write_bytes(bytes([honest[0] ^ 1]) + honest[1:])
+    honest = {chunk: chunk.read_bytes() for chunk in _new_chunks(stage)}
+    stage.say(
+        f"Somebody who controls the server flips a bit in each of the {len(honest)} chunks that are new in release 2."
+    )
+    for chunk, data in honest.items():
+        chunk.write_bytes(bytes([data[0] ^ 1]) + data[1:])
     stage.run(*AGENT, "update", expect=REFUSED)
-    chunk.write_bytes(honest)
-    stage.say("Release 1 goes on serving. The bit is put back.")
+    for chunk, data in honest.items():
+        chunk.write_bytes(data)
+    stage.say("Release 1 goes on serving. The bits are put back.")
 
 
 def install_second(stage: Stage, served: str) -> None:
     """Install release 2 and show what it cost."""
     stage.chapter("Release 2 arrives: only what changed is fetched")
-    done = stage.ask(*AGENT, "update", "--report")
+    done = stage.ask(*AGENT, "update")
     (two,) = done["installed"]
     fetched, size = two["bytes_fetched"], two["stored_size"]
     stage.say(f"    fetched [bold]{fetched:,}[/] of {size:,} bytes: {fetched / size:.2%} of the model")
@@ -205,13 +208,19 @@ def refuse_old_metadata(stage: Stage) -> None:
 
 
 def refuse_wrong_key(stage: Stage, to: tuple[str, ...]) -> None:
-    """Try to publish with a good key that nobody delegated to."""
+    """Try to put another publisher's keys in place of the real ones."""
     stage.chapter("Refused: a wrong key")
-    stage.say("Mallory has the server's token and a key, but no root and no targets key ever named it.")
-    stage.run("edgeseal", "key", "new", "mallory", "--no-passphrase")
-    _build(stage, 3)
-    key = ("--key", "mallory", "--family", "bearing-family")
-    stage.run("edgeseal", "bundle", "publish", "b3", "--repo", "repo", *key, *to, expect=REFUSED)
+    stage.say(
+        "Mallory has stolen the server's token and makes keys and a repository of her own, with valid signatures.\n"
+        "But no root key that this fleet trusts ever named them:"
+    )
+    for name in ("mallory", "mallory-2"):
+        stage.run("edgeseal", "key", "new", name, "--no-passphrase")
+    keys = ("--root-key", "mallory", "--root-key", "mallory-2", "--threshold", "1", "--targets-key", "mallory")
+    stage.run("edgeseal", "repo", "init", "fake", "--fleet", "fleet/public.json", *keys)
+    stage.run("edgeseal", "repo", "stage", "fake", "--model", "bearing", "--publisher-key", "mallory")
+    stage.run("edgeseal", "repo", "sign", "fake", "--key", "mallory")
+    stage.run("edgeseal", "repo", "publish", "fake", *to, expect=REFUSED)
 
 
 def refuse_revoked_device(stage: Stage, to: tuple[str, ...], served: str) -> None:
@@ -230,7 +239,7 @@ def refuse_revoked_device(stage: Stage, to: tuple[str, ...], served: str) -> Non
 
 def _build(stage: Stage, release: int) -> None:
     """Build bundle b<release>, with the bundle before as a hint of what to share."""
-    model = f"model-{min(release, 2)}.onnx"
+    model = f"model-{release}.onnx"
     what = ("--model", "bearing", "--release", str(release), "--family", "bearing-family")
     previous = ("--previous", f"b{release - 1}") if release > 1 else ()
     stage.run("edgeseal", "bundle", "build", model, *what, "--out", f"b{release}", *previous)
@@ -242,20 +251,20 @@ def _publish(stage: Stage, release: int, to: tuple[str, ...]) -> None:
 
 
 def _root(stage: Stage) -> str:
-    """First root of the repository, as a path below the stage's directory."""
-    found = sorted((stage.directory / "repo").rglob("1.root.json")) or sorted(
-        (stage.directory / "repo").rglob("*root.json")
-    )
+    """First root of the repository: before it is published where it is staged, then under its number."""
+    found = [
+        p for p in ("repo/published/metadata/1.root.json", "repo/staged/root.json") if (stage.directory / p).exists()
+    ]
     if not found:
         raise SystemExit("demo: `edgeseal repo` has written no root.json")
-    return str(found[0].relative_to(stage.directory))
+    return found[0]
 
 
-def _a_new_chunk(stage: Stage) -> Path:
-    """Return a chunk on the server that release 2 has and release 1 has not."""
+def _new_chunks(stage: Stage) -> list[Path]:
+    """Return the chunks on the server that release 2 has and release 1 has not."""
     first, second = ({p.name for p in (stage.directory / b / "chunks").rglob("*") if p.is_file()} for b in ("b1", "b2"))
-    name = min(second - first)
-    return stage.directory / "fleet" / "objects" / "chunks" / name[:2] / name
+    directory = stage.directory / "fleet" / "objects" / "chunks"
+    return [directory / name[:2] / name for name in sorted(second - first)]
 
 
 def _wait_for_release(stage: Stage, served: str, release: int) -> None:

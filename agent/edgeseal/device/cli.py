@@ -58,8 +58,10 @@ def _update(agent: Agent, arguments: argparse.Namespace) -> int:
             print(f"{o.model} release {o.release} is active ({share})")
         if not done.installed and not done.errors:
             print("nothing new" if not done.problems else "nothing new; see above")
+    for error in done.errors:
+        _fail(error, arguments, printed=arguments.json)
     if done.errors:
-        return _fail(done.errors[0], arguments, printed=arguments.json)
+        return done.errors[0].exit_code
     return TemporaryError.exit_code if done.problems else 0
 
 

@@ -109,7 +109,6 @@ def _install_all(agent: Agent, trust: Trust, orders: Orders, done: Pass) -> None
         try:
             outcome = _install(agent, trust, assignment)
         except EdgesealError as e:
-            agent.say(str(e))
             done.errors.append(e)
         else:
             done.installed += [outcome] if outcome else []
@@ -139,8 +138,12 @@ def _install(agent: Agent, trust: Trust, assignment: Assignment) -> Outcome | No
 
 
 def _note_error(agent: Agent, done: Pass) -> None:
-    """Keep the last error for `status`; written only when it changes, a card wears out."""
+    """Keep the last error for `status`; written only when it changes, a card wears out.
+
+    An assignment that could not be installed is asked for again by the next pass, not only when metadata change.
+    """
     state = agent.state()
+    due = state.report_due or bool(done.errors and done.checked_in)
     text = str(done.errors[0])[:400] if done.errors else (done.problems[0][:400] if done.problems else "")
-    if text != state.last_error:
-        agent.state_file.write(msgspec.structs.replace(state, last_error=text))
+    if (text, due) != (state.last_error, state.report_due):
+        agent.state_file.write(msgspec.structs.replace(state, last_error=text, report_due=due))

@@ -188,7 +188,7 @@ def publish(
         if verified is not None:
             repository.mark_published(verified)
     what = f"{manifest.model} release {manifest.release}"
-    text = f"published {what}: {uploaded:,} of {manifest.stored_size:,} bytes were new to {url}"
+    text = f"published {what}: {uploaded:,} of {manifest.stored_size + manifest.table_length:,} bytes were new to {url}"
     output.emit({"model": manifest.model, "release": manifest.release, "path": path, "uploaded": uploaded}, text)
 
 
