@@ -214,12 +214,15 @@ def refuse_wrong_key(stage: Stage, to: tuple[str, ...]) -> None:
         "Mallory has stolen the server's token and makes keys and a repository of her own, with valid signatures.\n"
         "But no root key that this fleet trusts ever named them:"
     )
-    for name in ("mallory", "mallory-2"):
+    names = ("mallory-1", "mallory-2", "mallory-3")
+    for name in names:
         stage.run("edgeseal", "key", "new", name, "--no-passphrase")
-    keys = ("--root-key", "mallory", "--root-key", "mallory-2", "--threshold", "1", "--targets-key", "mallory")
-    stage.run("edgeseal", "repo", "init", "fake", "--fleet", "fleet/public.json", *keys)
-    stage.run("edgeseal", "repo", "stage", "fake", "--model", "bearing", "--publisher-key", "mallory")
-    stage.run("edgeseal", "repo", "sign", "fake", "--key", "mallory")
+    roots = [word for name in names for word in ("--root-key", name)]
+    init = ("edgeseal", "repo", "init", "fake", "--fleet", "fleet/public.json")
+    stage.run(*init, *roots, "--threshold", "2", "--targets-key", names[0])
+    stage.run("edgeseal", "repo", "stage", "fake", "--model", "bearing", "--publisher-key", names[0])
+    for name in names[:2]:
+        stage.run("edgeseal", "repo", "sign", "fake", "--key", name)
     stage.run("edgeseal", "repo", "publish", "fake", *to, expect=REFUSED)
 
 
