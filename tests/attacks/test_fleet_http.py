@@ -7,6 +7,7 @@ import http.client
 import json
 import os
 import socket
+import sqlite3
 import threading
 import time
 from typing import TYPE_CHECKING
@@ -293,6 +294,21 @@ def test_clean_shutdown_lets_a_running_request_end(tmp_path: Path) -> None:
         stopper.join()
         assert ended == [0]
     assert (world.data.path / "objects" / "chunks" / name[:2] / name).read_bytes() == content
+
+
+def test_broken_database_is_a_temporary_error_without_details(tmp_path: Path) -> None:
+    world = World.make(tmp_path)
+    with serving(world.data.path) as server:
+        with sqlite3.connect(world.data.database) as connection:
+            connection.execute("ALTER TABLE token RENAME TO gone")
+        connection.close()
+        status, _, body = ask(server, "/api/v1/devices", Authorization=f"Bearer {world.token}")
+        log = server.log.read_text()
+    assert status == 503
+    assert json.loads(body)["exit_code"] == 5
+    assert b"token" not in body
+    assert world.token.split("_")[2] not in log
+    assert '"exception": "OperationalError"' in log
 
 
 def test_second_server_on_one_directory_is_refused(server: Server, world: World) -> None:

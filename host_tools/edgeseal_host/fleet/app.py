@@ -8,10 +8,12 @@ from __future__ import annotations
 import asyncio
 import base64
 import logging
+import sqlite3
 import time
 from contextlib import asynccontextmanager, suppress
 from typing import TYPE_CHECKING, Any, Final
 
+import sqlalchemy as sa
 from starlette.applications import Starlette
 from starlette.exceptions import HTTPException
 from starlette.requests import ClientDisconnect, Request
@@ -19,7 +21,7 @@ from starlette.responses import JSONResponse, Response
 from starlette.routing import Route
 
 from edgeseal.enrolment import Record
-from edgeseal.errors import EdgesealError, NotAuthorisedError, UsageError
+from edgeseal.errors import EdgesealError, NoSpaceError, NotAuthorisedError, TemporaryError, UsageError
 from edgeseal_host.fleet import bodies, metrics, operations, static
 from edgeseal_host.fleet.logs import event
 from edgeseal_host.fleet.wire import (
@@ -37,7 +39,7 @@ from edgeseal_host.fleet.x1_http import X1
 from edgeseal_host.repository.verify import Publication
 
 if TYPE_CHECKING:
-    from collections.abc import AsyncIterator, Awaitable, Callable
+    from collections.abc import AsyncIterator
 
     from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
@@ -81,6 +83,7 @@ def _starlette(service: Service) -> Starlette:
         ),
     ]
     handlers: dict[Any, Any] = {EdgesealError: _edgeseal_error, HTTPException: _http_error, OSError: _os_error}
+    handlers |= {sa.exc.DBAPIError: _database_error, sqlite3.Error: _database_error, Exception: _bug}
     return Starlette(routes=routes, exception_handlers=handlers, lifespan=_lifespan(service))
 
 
@@ -304,6 +307,18 @@ async def _os_error(request: Request, error: OSError) -> Response:
     return await _edgeseal_error(request, disk_error(error))
 
 
+async def _database_error(request: Request, error: Exception) -> Response:
+    logger.error("database", exc_info=error)
+    full = "disk is full" in str(getattr(error, "orig", error))
+    found = NoSpaceError("the fleet server's disk is full") if full else TemporaryError("the registry did not answer")
+    return await _edgeseal_error(request, found)
+
+
+async def _bug(_request: Request, _error: Exception) -> Response:
+    body = EdgesealError("the fleet server failed", hint="its log says where").as_dict()
+    return JSONResponse(body, 500, _NO_STORE)
+
+
 class _Logged:
     """Logs each API request and counts every request; the outermost layer, so that nothing goes unseen."""
 
@@ -327,10 +342,8 @@ class _Logged:
             await app(scope, receive, watched)
         except ClientDisconnect:
             status = 499
-        except Exception:  # a bug: the client gets 500, the log says where, and nothing of what it choked on
+        except Exception:  # a bug; starlette has sent the 500 and raises it for us to log
             logger.exception("request failed")
-            if status == 500:  # noqa: PLR2004 - nothing was sent yet
-                await _send_failure(scope, receive, watched)
         finally:
             self._count(scope, status, time.perf_counter() - started)
 
@@ -349,8 +362,3 @@ class _Logged:
                 status=status,
                 ms=round(seconds * 1000, 1),
             )
-
-
-async def _send_failure(scope: Scope, receive: Receive, send: Callable[[Message], Awaitable[None]]) -> None:
-    body = EdgesealError("the fleet server failed", hint="its log says where").as_dict()
-    await JSONResponse(body, 500, _NO_STORE)(scope, receive, send)

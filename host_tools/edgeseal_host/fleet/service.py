@@ -65,7 +65,10 @@ class Service:
         self.fleet.objects.sweep()
         self.fleet.publisher.recover()
         self.refresh_ring()
-        self.resign()
+        try:
+            self.resign()
+        except Exception:  # devices are still better served than not; /healthz says when the timestamp runs out
+            logger.exception("signing failed")
 
     def stop(self) -> None:
         """Let running work end."""
