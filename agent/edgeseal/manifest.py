@@ -8,7 +8,6 @@ Not here: who signed it (edgeseal.trust) and what the table says (edgeseal.table
 
 from __future__ import annotations
 
-import re
 from dataclasses import dataclass, field
 from typing import Annotated, Final, TypeVar, cast
 
@@ -16,6 +15,7 @@ import msgspec
 
 from edgeseal import cbor
 from edgeseal.errors import FormatError, IncompatibleError
+from edgeseal.names import check_model_name
 from edgeseal.suite import suite as known_suite
 
 FORMAT: Final = 1
@@ -26,12 +26,6 @@ MAX_TABLE_LENGTH: Final = (
 MAX_RELEASE: Final = 2**63 - 1  # SQLite and JSON readers keep signed 64-bit integers
 MAX_HINTS: Final = 16
 CHUNK_MAX: Final = 2**20
-
-# Safe as a path component, as a TUF path pattern (no wildcards) and in a URL without quoting. Lower case only: two
-# names that differ in case alone would meet in one directory on a workstation's file system.
-MODEL_NAME: Final = re.compile(r"[a-z0-9](?:[a-z0-9._-]{0,62}[a-z0-9])?")
-# A publisher's delegated TUF role may be named after its model; these four names mean something else there.
-RESERVED_NAMES: Final = frozenset({"root", "targets", "snapshot", "timestamp"})
 
 S = TypeVar("S", bound=msgspec.Struct)
 
@@ -124,24 +118,6 @@ class Manifest:
             raise FormatError("manifest: expected exactly the keys 0 to 11")
         wire = _convert(list(entries.values()), _Wire)
         return _from_wire(wire)
-
-
-def is_model_name(name: str) -> bool:
-    """Whether `name` can be a model's name: MODEL_NAME's grammar and not a TUF role."""
-    return MODEL_NAME.fullmatch(name) is not None and name not in RESERVED_NAMES
-
-
-def check_model_name(name: str) -> str:
-    """Return `name` if it can be a model's name.
-
-    Raises FormatError.
-    """
-    if not is_model_name(name):
-        raise FormatError(
-            f"model name {name[:80]!r} is not allowed",
-            hint="1 to 64 of a-z 0-9 . _ -, a letter or digit at both ends; not root, targets, snapshot, timestamp",
-        )
-    return name
 
 
 def _check_format(number: object) -> None:

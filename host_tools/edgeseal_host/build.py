@@ -24,7 +24,8 @@ from edgeseal.chunks import FAMILY_SECRET_LENGTH, check_stored, encode_piece
 from edgeseal.contentkey import CK_LENGTH, commitment
 from edgeseal.durable import fsync_directory, locked, sweep, write_atomic
 from edgeseal.errors import EdgesealError, IntegrityError, RollbackError, UsageError
-from edgeseal.manifest import MAX_HINTS, MAX_RELEASE, Manifest, check_model_name
+from edgeseal.manifest import MAX_HINTS, MAX_RELEASE, Manifest
+from edgeseal.names import check_model_name
 from edgeseal.suite import suite as known_suite
 from edgeseal.table import FileEntry, Record, Table, seal_table
 from edgeseal_host.bundle import (

@@ -434,7 +434,7 @@ def test_drop_request_is_noticed_by_expiry(world: World) -> None:
     assert world.device.roles()["timestamp"].expires < world.time
 
 
-# Algorithms ------------------------------------------------------------------------------------------------------------
+# Algorithms ----------------------------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("role", ["root", "targets", "snapshot", "timestamp"])

@@ -1,8 +1,8 @@
 """Tensors of the Open Inference Protocol v2 and its binary extension, both directions; no server and no engine here.
 
 A request is JSON, optionally followed by raw little-endian tensors; Inference-Header-Content-Length then says where the
-JSON ends (https://kserve.github.io/website/docs/concepts/architecture/data-plane/v2-protocol, and Triton's "Binary Tensor
-Data Extension"). BYTES elements are u32le length and data.
+JSON ends (https://kserve.github.io/website/docs/concepts/architecture/data-plane/v2-protocol, and the "Binary Tensor
+Data Extension" of Triton). BYTES elements are u32le length and data.
 """
 
 from __future__ import annotations

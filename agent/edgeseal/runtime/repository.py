@@ -18,7 +18,7 @@ from pathlib import Path
 from typing import Final
 
 from edgeseal.errors import EdgesealError, IncompatibleError, UsageError
-from edgeseal.manifest import check_model_name
+from edgeseal.names import check_model_name
 
 CURRENT: Final = "current"
 _STAGED: Final = ".staged-"

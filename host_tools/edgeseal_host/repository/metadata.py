@@ -16,7 +16,7 @@ from tuf.api.metadata import Metadata, Root, T, Timestamp
 from tuf.api.serialization import DeserializationError
 
 from edgeseal.errors import FormatError, RefusedError
-from edgeseal.manifest import check_model_name, is_model_name
+from edgeseal.names import check_model_name, is_model_name
 
 if TYPE_CHECKING:
     from collections.abc import Iterable
