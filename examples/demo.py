@@ -208,22 +208,15 @@ def refuse_old_metadata(stage: Stage) -> None:
 
 
 def refuse_wrong_key(stage: Stage, to: tuple[str, ...]) -> None:
-    """Try to put another publisher's keys in place of the real ones."""
+    """Try to publish with a good key that nobody delegated to: with the tools, then around them."""
     stage.chapter("Refused: a wrong key")
-    stage.say(
-        "Mallory has stolen the server's token and makes keys and a repository of her own, with valid signatures.\n"
-        "But no root key that this fleet trusts ever named them:"
-    )
-    names = ("mallory-1", "mallory-2", "mallory-3")
-    for name in names:
-        stage.run("edgeseal", "key", "new", name, "--no-passphrase")
-    roots = [word for name in names for word in ("--root-key", name)]
-    init = ("edgeseal", "repo", "init", "fake", "--fleet", "fleet/public.json")
-    stage.run(*init, *roots, "--threshold", "2", "--targets-key", names[0])
-    stage.run("edgeseal", "repo", "stage", "fake", "--model", "bearing", "--publisher-key", names[0])
-    for name in names[:2]:
-        stage.run("edgeseal", "repo", "sign", "fake", "--key", name)
-    stage.run("edgeseal", "repo", "publish", "fake", *to, expect=REFUSED)
+    stage.say("Mallory has stolen the server's token and makes a key. But neither root nor targets ever named it:")
+    stage.run("edgeseal", "key", "new", "mallory", "--no-passphrase")
+    _build(stage, 3)
+    keys = ("--key", "mallory", "--family", "bearing-family")
+    stage.run("edgeseal", "bundle", "publish", "b3", "--repo", "repo", *keys, *to, expect=NOT_AUTHORISED)
+    stage.say("So they go around the tools, sign the next list of releases themselves and send it. The server checks:")
+    stage.run("python", "-m", "forge", "repo", "--model", "bearing", "--key", "mallory", *to, expect=REFUSED)
 
 
 def refuse_revoked_device(stage: Stage, to: tuple[str, ...], served: str) -> None:
@@ -242,7 +235,7 @@ def refuse_revoked_device(stage: Stage, to: tuple[str, ...], served: str) -> Non
 
 def _build(stage: Stage, release: int) -> None:
     """Build bundle b<release>, with the bundle before as a hint of what to share."""
-    model = f"model-{release}.onnx"
+    model = f"model-{min(release, 2)}.onnx"
     what = ("--model", "bearing", "--release", str(release), "--family", "bearing-family")
     previous = ("--previous", f"b{release - 1}") if release > 1 else ()
     stage.run("edgeseal", "bundle", "build", model, *what, "--out", f"b{release}", *previous)
