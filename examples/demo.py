@@ -301,13 +301,13 @@ def _places() -> Iterator[Places]:
     """Make a working directory and one in memory for decrypted models; remove both, whatever happens."""
     on_disk = not _is_tmpfs(TMPFS)
     with ExitStack() as stack:
-        work = _directory(stack, None)
-        models = _directory(stack, None if on_disk else TMPFS)
+        work = _directory(stack, None, "edgeseal-demo-")
+        models = _directory(stack, None if on_disk else TMPFS, f"{work.name}-")
         yield Places(work, models / "models", on_disk)
 
 
-def _directory(stack: ExitStack, parent: Path | None) -> Path:
-    made = Path(tempfile.mkdtemp(prefix="edgeseal-demo-", dir=parent))
+def _directory(stack: ExitStack, parent: Path | None, prefix: str) -> Path:
+    made = Path(tempfile.mkdtemp(prefix=prefix, dir=parent))
     stack.callback(shutil.rmtree, made, ignore_errors=True)
     return made
 

@@ -35,8 +35,11 @@ def _start(tmp_path: Path) -> subprocess.Popen[str]:
     )
 
 
-def _in_memory() -> set[Path]:
-    return set(TMPFS.glob("edgeseal-demo-*"))
+def _directories(tmp_path: Path, demo: subprocess.Popen[str]) -> list[Path]:
+    """Wait until the demo has made its directories, on disk and in memory; other demos may run beside it."""
+    _wait_until(lambda: bool(list(tmp_path.rglob("model-1.onnx"))), demo)
+    (work,) = tmp_path.glob("edgeseal-demo-*")
+    return [work, *TMPFS.glob(f"{work.name}-*")]
 
 
 def _processes(directory: Path) -> list[str]:
@@ -52,8 +55,8 @@ def _processes(directory: Path) -> list[str]:
 
 
 def test_the_whole_story_passes_and_leaves_nothing(tmp_path: Path) -> None:
-    before = _in_memory()
     with _start(tmp_path) as demo:
+        directories = _directories(tmp_path, demo)
         output = demo.communicate()[0]
     assert demo.returncode == 0, output
     assert output.count("exit code 3") == 3, output  # tampered chunk, rolled-back metadata, forged list of releases
@@ -65,14 +68,15 @@ def test_the_whole_story_passes_and_leaves_nothing(tmp_path: Path) -> None:
     assert "answered by release 1 of bearing" in output
     assert "answered by release 2 of bearing" in output
     assert list(tmp_path.iterdir()) == []
-    assert _in_memory() <= before
+    assert len(directories) == 2  # negative control: there was something to remove
+    assert not any(directory.exists() for directory in directories)
     assert _processes(tmp_path) == []
 
 
 @pytest.mark.parametrize("sent", [signal.SIGINT, signal.SIGTERM])
 def test_an_interrupted_demo_leaves_nothing(tmp_path: Path, sent: signal.Signals) -> None:
-    before = _in_memory()
     with _start(tmp_path) as demo:
+        directories = _directories(tmp_path, demo)
         _wait_until(lambda: bool(list(tmp_path.rglob("fleet.ready"))), demo)
         demo.send_signal(sent)
         output = demo.communicate()[0]
@@ -80,7 +84,8 @@ def test_an_interrupted_demo_leaves_nothing(tmp_path: Path, sent: signal.Signals
     assert "files removed" in output
     assert "Traceback" not in output
     assert list(tmp_path.iterdir()) == []
-    assert _in_memory() <= before
+    assert len(directories) == 2  # negative control: there was something to remove
+    assert not any(directory.exists() for directory in directories)
     assert _processes(tmp_path) == []
 
 
