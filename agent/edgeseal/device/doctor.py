@@ -153,9 +153,9 @@ def _disk(agent: Agent) -> Finding:
 def _engine(agent: Agent) -> Finding:
     if agent.config.runtime.adapter != "serve" and not agent.config.runtime.probe:
         return Finding("engine", "ok", "not needed: the probe is switched off and another runtime serves")
-    import onnxruntime
+    from edgeseal.runtime.engine_onnx import VERSION  # never onnxruntime by itself: that module tells it to be silent
 
-    return Finding("engine", "ok", f"onnxruntime {onnxruntime.__version__}")
+    return Finding("engine", "ok", f"onnxruntime {VERSION}")
 
 
 def _entropy(agent: Agent) -> Finding:

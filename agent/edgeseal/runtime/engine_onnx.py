@@ -6,11 +6,16 @@ own directory before onnxruntime sees the file.
 
 from __future__ import annotations
 
+import os
 from typing import TYPE_CHECKING, Any, Final
 
 from edgeseal.errors import FormatError
 from edgeseal.runtime.engine import Signature
 from edgeseal.runtime.onnx_external import check_external
+
+# Official builds report to their maker over HTTPS unless told not to before the first import (Privacy.md in the wheel):
+# a device must not tell a third party that and what it runs.
+os.environ["ORT_DISABLE_TELEMETRY"] = "1"
 
 try:
     import numpy as np
@@ -41,6 +46,7 @@ DATATYPES: Final = {
     "tensor(double)": "FP64",
     "tensor(string)": "BYTES",
 }
+VERSION: Final = str(onnxruntime.__version__)
 _QUIET: Final = 3  # onnxruntime's severity ERROR: warnings would go to the device's log for every model
 
 
