@@ -76,6 +76,22 @@ def _check_file(
         raise IntegrityError(f"{entry.path} does not come together to the file that was built")
 
 
+def chunk_files(bundle: BundleDirectory, table: Table) -> dict[bytes, Path]:
+    """Return where every chunk of the table lies.
+
+    Raises IntegrityError for one that is missing or cut short: nothing of such a bundle may be published.
+    """
+    places = {name: bundle.object_path("chunks", name) for name in table.chunks()}
+    for name, length in table.chunks().items():
+        path = places[name]
+        if not path.is_file() or path.stat().st_size != length:
+            raise IntegrityError(
+                f"chunk {name.hex()} of {length} bytes is missing or has another length: {path}",
+                hint="edgeseal bundle verify checks all of it; build the bundle again into an empty directory",
+            )
+    return places
+
+
 def describe(directory: Path, family_secret: bytes | None) -> dict[str, object]:
     """Return what `bundle inspect` shows: all that is public, and with the family secret the files. Never a key."""
     bundle = BundleDirectory(directory)

@@ -109,9 +109,16 @@ class BundleDirectory:
     def content_key(self, manifest: Manifest, fs: bytes) -> bytes:
         """Return CK.
 
-        Raises IntegrityError for another family secret, or if it is not the key the manifest commits to.
+        Raises IntegrityError for another family secret, or if it is not the key the manifest commits to; UsageError
+        if it is not there.
         """
-        sealed = read_bounded(self.root / CONTENT_KEY, _LENGTH)
+        try:
+            sealed = read_bounded(self.root / CONTENT_KEY, _LENGTH)
+        except FileNotFoundError:
+            raise UsageError(
+                f"{self.root} holds no {CONTENT_KEY}: its table cannot be opened",
+                hint="copy the whole directory that `edgeseal bundle build --out` wrote, or build the next release",
+            ) from None
         ck = open_content_key(sealed, fs=fs, model=manifest.model, release=manifest.release)
         check_commitment(ck, manifest.ck_commitment, manifest.model, manifest.release)
         return ck

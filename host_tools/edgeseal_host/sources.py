@@ -41,7 +41,7 @@ def collect(paths: Iterable[Path]) -> list[Source]:
     named = list(_named(given))
     if not named:
         raise UsageError("no file to build a bundle from", hint="name a model file, or a directory that holds one")
-    sources = sorted((_source(name, path) for name, path in named), key=lambda s: s.name.encode())
+    sources = sorted((_source(name, path) for name, path in named), key=lambda s: os.fsencode(s.name))
     try:
         for source in sources:
             check_path(source.name)

@@ -10,13 +10,15 @@ import click
 
 from edgeseal.errors import NotAuthorisedError, UsageError
 from edgeseal_host import audit
-from edgeseal_host.bundle import BundleDirectory, bundle_content_key
+from edgeseal_host.bundle import BundleDirectory
 from edgeseal_host.cli import options, output
 from edgeseal_host.repository import metadata, signing, staging
 from edgeseal_host.repository.layout import RepositoryDirectory
 from edgeseal_host.sources import collect
 
 if TYPE_CHECKING:
+    from collections.abc import Mapping
+
     from edgeseal.manifest import Manifest
     from edgeseal_host.fleet.client import FleetClient
     from edgeseal_host.keys import KeyDirectory
@@ -168,7 +170,8 @@ def publish(
     directory, repository = BundleDirectory(bundle), RepositoryDirectory(repo)
     manifest = directory.manifest()
     secret = keys.family(family, options.passphrase_for(keys, family, passphrase_file))
-    ck = bundle_content_key(bundle, secret)
+    ck = directory.content_key(manifest, secret)
+    chunks = audit.chunk_files(directory, directory.table(manifest, ck))
     client = options.client(url, token_file, ca_file)
     with repository.locked():
         signer = options.signer(keys, name, passphrase_file)
@@ -182,7 +185,7 @@ def publish(
         except NotAuthorisedError:
             _forget(repository, role, path)
             raise
-        uploaded = _upload(client, directory, manifest)
+        uploaded = _upload(client, directory, manifest, chunks)
         envelope = wrap(client.public().wrap, model=manifest.model, release=manifest.release, ck=ck)
         client.publish(repository.publication(), {path: envelope})
         if verified is not None:
@@ -225,9 +228,8 @@ def export(
     output.emit({"out": str(out), "bytes": written, "devices": list(devices)}, text)
 
 
-def _upload(client: FleetClient, directory: BundleDirectory, manifest: Manifest) -> int:
+def _upload(client: FleetClient, directory: BundleDirectory, manifest: Manifest, chunks: Mapping[bytes, Path]) -> int:
     """Upload what the server lacks: chunks first, the table that names them last. Returns bytes."""
-    chunks = {bytes.fromhex(p.name): p for p in directory.objects("chunks")}
     tables = {manifest.table_sha256: directory.object_path("tables", manifest.table_sha256)}
     wanted_chunks = {n: chunks[n] for n in client.missing("chunks", list(chunks))}
     wanted_tables = {n: tables[n] for n in client.missing("tables", list(tables))}

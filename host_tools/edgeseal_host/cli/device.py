@@ -11,13 +11,14 @@ from pathlib import Path
 
 import click
 
-from edgeseal.durable import write_atomic
-from edgeseal.enrolment import MAX_REQUEST, Grant, Record, Request
-from edgeseal.errors import UsageError
+from edgeseal.durable import fsync_directory, write_atomic
+from edgeseal.enrolment import MAX_RECORD, MAX_REQUEST, Grant, Record, Request
+from edgeseal.errors import FormatError, UsageError
 from edgeseal.session.messages import PSK_LENGTH
 from edgeseal.suite import PublicKey
 from edgeseal_host.bundle import read_bounded
 from edgeseal_host.cli import options, output
+from edgeseal_host.repository.metadata import MAX_ROOT
 
 _FILE = click.Path(path_type=Path, exists=True, dir_okay=False)
 _K_RNG = 32
@@ -56,31 +57,48 @@ def enrol(  # noqa: PLR0913, PLR0917 - what an enrolment needs
     from edgeseal_host.fleet.public import FleetPublic
     from edgeseal_host.repository.verify import trust_root
 
-    if out.exists():
-        raise UsageError(f"{out} is there already", hint="a grant is made once; choose another file")
+    for made_once in (out, record):
+        if made_once is not None and made_once.exists():
+            raise UsageError(f"{made_once} is there already", hint="it is made once; choose another file")
     asked = Request.from_bytes(read_bounded(request, MAX_REQUEST))
     public = FleetPublic.load(fleet)
-    root_data = root.read_bytes()
+    root_data = read_bounded(root, MAX_ROOT)
     trust_root(root_data)
     key = PublicKey(asked.suite, asked.public)
     psk, k_rng = os.urandom(PSK_LENGTH), os.urandom(_K_RNG)
     grant = Grant(1, name, asked.suite, psk, k_rng, public.url, root_data, int(time.time()))
     made = Record.make(
         device=name, serial=asked.serial, hardware=asked.hardware, group=group_, key=key, psk=psk, enrol=public.enrol
-    )
-    if record is not None:
-        write_atomic(record, made.to_bytes())
-        where = f"record in {record}: edgeseal fleet import, on the server"
-    else:
-        # The server first: a grant without a registry row would make a device that nobody knows.
-        options.client(url, token_file, ca_file).enrol(made.to_bytes())
-        where = f"registered at {url}"
-    write_atomic(out, grant.seal(key))
+    ).to_bytes()
+    _check_record(made)
+    # The grant is on disk before the server keeps the PSK, and gets its name after: no full disk can leave a device
+    # registered whose grant is lost, and no grant names a device that the registry does not know.
+    waiting = out.with_name(f".{out.name}.waiting")
+    write_atomic(waiting, grant.seal(key))
+    try:
+        where = _register(made, record, url, token_file, ca_file)
+    except BaseException:
+        waiting.unlink(missing_ok=True)
+        raise
+    waiting.rename(out)
+    fsync_directory(out.parent)
     text = (
         f"enrolled {name} (key {key.kid.hex()}), {where}\n"
         f"  grant in {out}; next, on the device: edgeseal-agent enrol accept {out}"
     )
     output.emit({"device": name, "kid": key.kid.hex(), "grant": str(out), "entropy": list(asked.entropy)}, text)
+
+
+@group.command()
+@click.argument("record", type=_FILE)
+@options.server_options(required=True)
+@output.json_option
+def register(record: Path, url: str, token_file: Path, ca_file: Path | None) -> None:
+    """Send a RECORD that `enrol --record` wrote to the fleet server; the same one twice is one device."""
+    data = read_bounded(record, MAX_RECORD)
+    _check_record(data)
+    found = options.client(url, token_file, ca_file).enrol(data)
+    output.emit(found, f"registered {Record.from_bytes(data).device} at {url}")
 
 
 @group.command(name="list")
@@ -114,3 +132,22 @@ def revoke(name: str, reason: str, url: str, token_file: Path, ca_file: Path | N
     """Refuse a device from now on: it gets no content key any more and deletes those it has."""
     found = options.client(url, token_file, ca_file).revoke(name, reason)
     output.emit(found, f"{name} is revoked: no key will be released to it again")
+
+
+def _check_record(data: bytes) -> None:
+    """Raise UsageError for a name or group that no device can have; the server reads a record by the same rules."""
+    try:
+        Record.from_bytes(data)
+    except FormatError as e:
+        raise UsageError(
+            f"this cannot be registered: {e.message}", hint="--name: 1 to 64 of a-z 0-9 . _ -, first a letter or digit"
+        ) from e
+
+
+def _register(made: bytes, record: Path | None, url: str | None, token_file: Path | None, ca_file: Path | None) -> str:
+    """Keep the record in a file or send it; returns where it is, for a person."""
+    if record is not None:
+        write_atomic(record, made)
+        return f"record in {record}; next: edgeseal device register {record} --to URL --token FILE"
+    options.client(url, token_file, ca_file).enrol(made)
+    return f"registered at {url}"

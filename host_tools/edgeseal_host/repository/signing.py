@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, replace
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
+from securesystemslib.exceptions import UnverifiedSignatureError
 from tuf.api.metadata import Metadata, Root, Targets
 
 from edgeseal.errors import NotAuthorisedError, UsageError
@@ -65,8 +66,9 @@ def sign(directory: RepositoryDirectory, signer: Signer, *, only: str | None = N
         if only not in {None, role} or not _may_sign(directory, role, signer.public_key.keyid):
             continue
         parsed = Metadata.from_bytes(data)
-        parsed.sign(signer, append=True)
-        directory.stage(role, parsed.to_bytes())
+        if not _has_signed(parsed, signer):
+            parsed.sign(signer, append=True)
+            directory.stage(role, parsed.to_bytes())
         done.append(role)
     if not done:
         raise NotAuthorisedError(
@@ -114,6 +116,21 @@ def _read(role: str, data: bytes) -> Root | Targets:
     if role == "root":
         return metadata.read(data, Root, what="root.json").signed
     return metadata.read(data, Targets, what=f"{role}.json").signed
+
+
+def _has_signed(parsed: Metadata[Any], signer: Signer) -> bool:
+    """Whether this key's signature is there already: a second one would make other bytes of the same version.
+
+    ML-DSA signs with fresh randomness, and a server that has accepted the first bytes refuses the second.
+    """
+    had = parsed.signatures.get(signer.public_key.keyid)
+    if had is None:
+        return False
+    try:
+        signer.public_key.verify_signature(had, parsed.signed_bytes)
+    except UnverifiedSignatureError:
+        return False
+    return True
 
 
 def _may_sign(directory: RepositoryDirectory, role: str, keyid: str) -> bool:
