@@ -57,8 +57,10 @@ class KeyDirectory:
 
         Raises UsageError for an unusable name or one that is taken.
         """
-        if not _NAME.fullmatch(name):
-            raise UsageError(f"{name!r} cannot be a key's name", hint="1 to 64 of letters, digits and @ . _ -")
+        _check_name(name)
+        for file in (f"{name}.key", f"{name}.pub.json"):  # before either is written: never halves of two keys
+            if (self.path / file).exists():
+                raise self._taken(file)
         self.path.mkdir(mode=0o700, parents=True, exist_ok=True)
         private: MLDSA65PrivateKey | MLDSA44PrivateKey | Ed25519PrivateKey
         if kind == FAMILY:
@@ -95,7 +97,8 @@ class KeyDirectory:
             raise UsageError(
                 f"{name} is a family secret; it signs nothing", hint="edgeseal key new NAME makes a signing key"
             )
-        del fields["kind"], fields["name"]
+        del fields["kind"]
+        fields.pop("name", None)
         try:
             return Key.from_dict(fields.pop("keyid"), fields)
         except (KeyError, TypeError, ValueError) as e:
@@ -145,12 +148,15 @@ class KeyDirectory:
             raise NotAuthorisedError(f"{name} does not open with this passphrase") from None
 
     def _public(self, name: str) -> dict[str, Any]:
+        _check_name(name)
         try:
             fields = json.loads(self._read(f"{name}.pub.json"))
         except ValueError as e:
             raise FormatError(f"{name}.pub.json is not JSON: {e}") from e
         if not isinstance(fields, dict) or fields.get("kind") not in KINDS:
             raise FormatError(f"{name}.pub.json is not a key of this version")
+        if fields["kind"] != FAMILY and not isinstance(fields.get("keyid"), str):
+            raise FormatError(f"{name}.pub.json does not hold a TUF key: it has no `keyid`")
         return fields
 
     def _read(self, file: str) -> bytes:
@@ -166,10 +172,19 @@ class KeyDirectory:
         try:
             fd = os.open(self.path / file, os.O_WRONLY | os.O_CREAT | os.O_EXCL, mode)
         except FileExistsError:
-            raise UsageError(
-                f"{self.path / file} is there already", hint="keys are never overwritten; choose another name"
-            ) from None
+            raise self._taken(file) from None
         with open(fd, "wb") as f:
             f.write(data)
             f.flush()
             os.fsync(f.fileno())
+
+    def _taken(self, file: str) -> UsageError:
+        return UsageError(
+            f"{self.path / file} is there already", hint="keys are never overwritten; choose another name"
+        )
+
+
+def _check_name(name: str) -> None:
+    """Raise UsageError for a name that is none, or leads out of the directory."""
+    if not _NAME.fullmatch(name):
+        raise UsageError(f"{name!r} cannot be a key's name", hint="1 to 64 of letters, digits and @ . _ -")

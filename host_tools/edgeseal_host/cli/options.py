@@ -111,6 +111,10 @@ def new_passphrase(file: Path | None, *, none: bool) -> bytes | None:
 
     Raises UsageError if it is not said how the key is to be protected.
     """
+    if none and file is not None:
+        raise UsageError(
+            "--no-passphrase, and yet a passphrase file is given", hint="leave one out (or EDGESEAL_PASSPHRASE_FILE)"
+        )
     if none:
         return None
     if file is not None:
