@@ -36,7 +36,7 @@ FS = bytes(range(32))
 MIB = 2**20
 
 
-def build(out: Path, *paths: Path, release: int = 1, **more: Any) -> Manifest:  # noqa: ANN401 - whatever a test wants different
+def build(out: Path, *paths: Path, release: int = 1, **more: Any) -> Manifest:
     arguments: dict[str, Any] = {"model": "bearing", "release": release, "suite": 1, "family_secret": FS, **more}
     return build_bundle(paths, out=out, **arguments)
 

@@ -34,11 +34,11 @@ class Piece(NamedTuple):
 
 
 def sound(runs: Iterable[Run], size: int) -> list[Run]:
-    """Return the non-empty runs in order of offset.
+    """Return the non-empty runs in order of offset; tied weights, two tensors on the same bytes, are one run.
 
     Raises NotThisFormatError if one leaves the file or overlaps another: then nothing the reader says is believed.
     """
-    ordered = sorted(run for run in runs if run.length)
+    ordered = sorted({run for run in runs if run.length})
     if any(run.offset < 0 or run.length < 0 or run.offset + run.length > size for run in ordered):
         raise NotThisFormatError("a tensor outside the file")
     if any(one.offset + one.length > other.offset for one, other in pairwise(ordered)):
