@@ -107,8 +107,8 @@ def verify(directory: RepositoryDirectory) -> Verified:
         trust_root(staged_root)
         publication = replace(publication, roots=())
     else:
-        roots = tuple(r for r in publication.roots if r != current.root)
-        publication = replace(publication, roots=roots[-1:])
+        staged = directory.staged().get("root")
+        publication = replace(publication, roots=() if staged is None else (staged,))
     return verify_publication(current, publication, now=metadata.now_utc(), has_file=directory.has_file)
 
 

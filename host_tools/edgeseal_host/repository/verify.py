@@ -182,10 +182,13 @@ def _follow_roots(trusted: bytes, roots: tuple[bytes, ...]) -> tuple[Metadata[Ro
     """Walk from the trusted root to the newest; each is signed by the one before it and by itself (TUF §5.3)."""
     current = metadata.read(trusted, Root, what="the trusted root")
     found: dict[int, bytes] = {}
-    for data in roots:
-        new = metadata.read(data, Root, what="root.json")
+    sent = [(data, metadata.read(data, Root, what="root.json")) for data in roots]
+    reached = any(new.signed.version >= current.signed.version for _, new in sent)
+    for data, new in sent:
         if new.signed.version == current.signed.version and new.signed == current.signed:
             continue  # sent again after an interruption
+        if reached and new.signed.version < current.signed.version:
+            continue  # sent for a server that may have missed it; this one has not, and never goes back
         if new.signed.version != current.signed.version + 1:
             raise RollbackError(
                 f"root version {new.signed.version} cannot follow {current.signed.version}",
