@@ -54,7 +54,8 @@ def rng(seed: int = 0) -> np.random.Generator:
 def onnx_model(weights: dict[str, NDArray[Any]]) -> bytes:
     initializers = [numpy_helper.from_array(w, n) for n, w in weights.items()]
     graph = helper.make_graph([helper.make_node("Identity", ["x"], ["y"])], "g", [], [], initializers)
-    return helper.make_model(graph).SerializeToString()
+    data: bytes = helper.make_model(graph).SerializeToString()
+    return data
 
 
 def starts(data: bytes, content: bytes) -> int:

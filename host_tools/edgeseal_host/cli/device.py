@@ -5,23 +5,24 @@ Not here: enrolment over a serial line; this is the one with files.
 
 from __future__ import annotations
 
-import os
 import time
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import click
 
-from edgeseal.durable import fsync_directory, write_atomic
-from edgeseal.enrolment import MAX_RECORD, MAX_REQUEST, Grant, Record, Request
-from edgeseal.errors import FormatError, UsageError
-from edgeseal.session.messages import PSK_LENGTH
-from edgeseal.suite import PublicKey
+from edgeseal.durable import write_atomic
+from edgeseal.enrolment import MAX_RECORD, MAX_REQUEST, Request
+from edgeseal.errors import TemporaryError, UsageError
 from edgeseal_host.bundle import read_bounded
 from edgeseal_host.cli import options, output
+from edgeseal_host.enrol import Enrolment, check_record
 from edgeseal_host.repository.metadata import MAX_ROOT
 
+if TYPE_CHECKING:
+    from edgeseal_host.fleet.client import FleetClient
+
 _FILE = click.Path(path_type=Path, exists=True, dir_okay=False)
-_K_RNG = 32
 
 
 @click.group()
@@ -64,29 +65,21 @@ def enrol(  # noqa: PLR0913, PLR0917 - what an enrolment needs
     public = FleetPublic.load(fleet)
     root_data = read_bounded(root, MAX_ROOT)
     trust_root(root_data)
-    key = PublicKey(asked.suite, asked.public)
-    psk, k_rng = os.urandom(PSK_LENGTH), os.urandom(_K_RNG)
-    grant = Grant(1, name, asked.suite, psk, k_rng, public.url, root_data, int(time.time()))
-    made = Record.make(
-        device=name, serial=asked.serial, hardware=asked.hardware, group=group_, key=key, psk=psk, enrol=public.enrol
-    ).to_bytes()
-    _check_record(made)
-    # The grant is on disk before the server keeps the PSK, and gets its name after: no full disk can leave a device
-    # registered whose grant is lost, and no grant names a device that the registry does not know.
-    waiting = out.with_name(f".{out.name}.waiting")
-    write_atomic(waiting, grant.seal(key))
-    try:
-        where = _register(made, record, url, token_file, ca_file)
-    except BaseException:
-        waiting.unlink(missing_ok=True)
-        raise
-    waiting.rename(out)
-    fsync_directory(out.parent)
+    enrolment = Enrolment(asked, name, group_, public, root_data)
+    if record is not None:
+        enrolment.complete(out, lambda data: write_atomic(record, data), now=int(time.time()))
+        where = f"record in {record}; next: edgeseal device register {record} --to URL --token FILE"
+    else:
+        client = options.client(url, token_file, ca_file)
+        enrolment.complete(out, lambda data: _register(client, data), now=int(time.time()))
+        where = f"registered at {url}"
     text = (
-        f"enrolled {name} (key {key.kid.hex()}), {where}\n"
+        f"enrolled {name} (key {enrolment.key.kid.hex()}), {where}\n"
         f"  grant in {out}; next, on the device: edgeseal-agent enrol accept {out}"
     )
-    output.emit({"device": name, "kid": key.kid.hex(), "grant": str(out), "entropy": list(asked.entropy)}, text)
+    output.emit(
+        {"device": name, "kid": enrolment.key.kid.hex(), "grant": str(out), "entropy": list(asked.entropy)}, text
+    )
 
 
 @group.command()
@@ -96,9 +89,9 @@ def enrol(  # noqa: PLR0913, PLR0917 - what an enrolment needs
 def register(record: Path, url: str, token_file: Path, ca_file: Path | None) -> None:
     """Send a RECORD that `enrol --record` wrote to the fleet server; the same one twice is one device."""
     data = read_bounded(record, MAX_RECORD)
-    _check_record(data)
+    device = check_record(data).device
     found = options.client(url, token_file, ca_file).enrol(data)
-    output.emit(found, f"registered {Record.from_bytes(data).device} at {url}")
+    output.emit(found, f"registered {device} at {url}")
 
 
 @group.command(name="list")
@@ -107,8 +100,8 @@ def register(record: Path, url: str, token_file: Path, ca_file: Path | None) -> 
 def list_(url: str, token_file: Path, ca_file: Path | None) -> None:
     """List the fleet's devices."""
     found = options.client(url, token_file, ca_file).devices()
-    columns = ("device", "group", "hardware", "revoked", "alarms")
-    rows = [tuple(str(d.get(c, "")) for c in columns) for d in found]
+    columns = ("name", "group", "hardware", "revoked", "alarms")
+    rows = [tuple(str(d[c]) for c in columns) for d in found]
     output.emit({"devices": found}, lambda: output.table(columns, rows))
 
 
@@ -134,20 +127,8 @@ def revoke(name: str, reason: str, url: str, token_file: Path, ca_file: Path | N
     output.emit(found, f"{name} is revoked: no key will be released to it again")
 
 
-def _check_record(data: bytes) -> None:
-    """Raise UsageError for a name or group that no device can have; the server reads a record by the same rules."""
+def _register(client: FleetClient, record: bytes) -> None:
     try:
-        Record.from_bytes(data)
-    except FormatError as e:
-        raise UsageError(
-            f"this cannot be registered: {e.message}", hint="--name: 1 to 64 of a-z 0-9 . _ -, first a letter or digit"
-        ) from e
-
-
-def _register(made: bytes, record: Path | None, url: str | None, token_file: Path | None, ca_file: Path | None) -> str:
-    """Keep the record in a file or send it; returns where it is, for a person."""
-    if record is not None:
-        write_atomic(record, made)
-        return f"record in {record}; next: edgeseal device register {record} --to URL --token FILE"
-    options.client(url, token_file, ca_file).enrol(made)
-    return f"registered at {url}"
+        client.enrol(record)
+    except TemporaryError as e:
+        raise TemporaryError(e.message, hint="run the same command again: it goes on with the same grant") from e

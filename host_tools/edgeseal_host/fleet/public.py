@@ -58,8 +58,10 @@ class FleetPublic:
         """
         if not isinstance(body, dict):
             raise FormatError("public.json must be a JSON object")
-        if body.get("format") != FORMAT:
-            raise IncompatibleError(f"public.json has format {body.get('format')!r}; this version reads {FORMAT}")
+        if type(body.get("format")) is not int:
+            raise FormatError("public.json has no format number", hint="give the file that `edgeseal fleet init` wrote")
+        if body["format"] != FORMAT:
+            raise IncompatibleError(f"public.json has format {body['format']}; this version reads {FORMAT}")
         url, session = body.get("url"), body.get("session")
         if not isinstance(url, str) or not isinstance(session, list) or not 1 <= len(session) <= 16:  # noqa: PLR2004
             raise FormatError("public.json: expected `url` as text and `session` as a list of 1 to 16 keys")

@@ -6,6 +6,7 @@ vault. Not here: what devices are told (checkin.py).
 
 from __future__ import annotations
 
+import hmac
 import threading
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any, Final
@@ -189,9 +190,13 @@ class SqlRegistry:
         """
         key = PublicKey(record.suite, record.public)
         with self.durably() as connection:
-            holder = connection.execute(sa.select(generation.c.device).where(generation.c.public == key.raw)).scalar()
+            query = sa.select(generation.c.device, generation.c.psk).where(generation.c.public == key.raw)
+            found = connection.execute(query).first()
+            holder = found.device if found else None
             taken = connection.execute(sa.select(device.c.name).where(device.c.name == record.device)).scalar()
-            if holder == record.device and taken is not None:
+            # Another PSK means another grant: to call that the same device would hand out a grant that opens nothing.
+            same_psk = found and hmac.compare_digest(self._vault.open(b"psk", key.kid, found.psk), psk)
+            if same_psk and holder == record.device and taken is not None:
                 return False
             if holder is not None:
                 raise RefusedError(
