@@ -66,7 +66,7 @@ def test_both_readers_agree(path: Path, tmp_path: Path) -> None:
     with pytest.raises(EdgesealError):
         ours(content, tmp_path)
     assert not list((tmp_path / "out").glob("*")), "plaintext is left"
-    with pytest.raises((second_reader.Refused, second_reader.Incompatible, KeyError))  # KeyError: that chunk is not there:
+    with pytest.raises((second_reader.Refused, second_reader.Incompatible, KeyError)):  # KeyError: no such chunk
         theirs(content)
 
 
