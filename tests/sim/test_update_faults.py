@@ -73,7 +73,7 @@ def problems(fleet: Fleet, device: Device, fault: injected.Fault, done: subproce
         out.append(f"{fault}: release {device.serving()} serves")
     try:
         out += [f"{fault}: {p}" for p in releases.restore(device.agent())]
-        after = update.run(device.agent(), report=True)
+        after = update.run(device.agent())
         out += [f"{fault}: the next pass: {e}" for e in after.errors]
     except EdgesealError as e:
         out.append(f"{fault}: the next pass: {e}")

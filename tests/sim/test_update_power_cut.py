@@ -53,7 +53,7 @@ def check(fleet: Fleet, device: Device, crash: Crash, tmp_path: Path, *, before:
     serving = device.serving()
     if problems or serving not in {before, fleet.assigned}:
         raise BrickedError(f"{crash}: release {serving} serves; {problems}")
-    done = update.run(device.agent(), report=True)
+    done = update.run(device.agent())
     if done.errors or device.serving() != fleet.assigned:
         raise BrickedError(f"{crash}: the next pass ends with {done.errors}, release {device.serving()} serves")
     return serving

@@ -46,7 +46,7 @@ class Cbor:
     def __init__(self, data: bytes) -> None:
         self.data, self.at = data, 0
 
-    def whole(self) -> Any:  # noqa: ANN401 - CBOR holds anything
+    def whole(self) -> Any:
         value = self.item(0)
         require(self.at == len(self.data), "bytes left over")
         return value
@@ -65,7 +65,7 @@ class Cbor:
         require(number >= (24, 2**8, 2**16, 2**32)[low - 24], "number longer than needed")
         return number
 
-    def item(self, depth: int) -> Any:  # noqa: ANN401 - CBOR holds anything
+    def item(self, depth: int) -> Any:
         initial = self.take(1)[0]
         major, low = initial >> 5, initial & 31
         if major == 7:
@@ -97,7 +97,7 @@ class Cbor:
         require(kinds <= {str} or (kinds == {int} and min(out) >= 0), "keys neither all text nor all unsigned")
         return out
 
-    def simple(self, low: int) -> Any:  # noqa: ANN401 - CBOR holds anything
+    def simple(self, low: int) -> Any:
         if low in {20, 21, 22}:
             return (False, True, None)[low - 20]
         require(low in {25, 26, 27}, "undefined or reserved simple value")

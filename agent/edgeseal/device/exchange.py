@@ -95,6 +95,15 @@ def cached_target(agent: Agent, trust: Trust, path: str) -> bytes:
     return data
 
 
+def sweep_targets(agent: Agent, trust: Trust, paths: list[str]) -> None:
+    """Remove kept targets other than `paths` and the fleet's session keys."""
+    found = (trust.target(path) for path in (TARGET_PATH, *paths))
+    wanted = {info.sha256.hex() for info in found if info is not None}
+    for place in (agent.directory / "targets").glob("*"):
+        if place.name not in wanted:
+            place.unlink(missing_ok=True)
+
+
 def report(agent: Agent, trust: Trust) -> Report:
     """Return this device's whole state."""
     state = agent.state()

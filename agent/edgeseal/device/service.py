@@ -24,7 +24,7 @@ if TYPE_CHECKING:
 
 POLL_SECONDS: Final = 300  # unless configuration or fleet say otherwise
 _REVOKED_SECONDS: Final = 86_400  # docs/spec/session.md §8: a revoked device polls at the slowest rate
-_TICK: Final = 5.0  # seconds between two looks at the clock: a watchdog must be fed
+_TICK: Final = 1.0  # seconds between two looks: SIGTERM and the watchdog do not wait longer
 
 
 class Service:

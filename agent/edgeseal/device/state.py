@@ -63,7 +63,10 @@ class Model(msgspec.Struct, frozen=True, array_like=True, forbid_unknown_fields=
 
 
 class State(msgspec.Struct, frozen=True, array_like=True, forbid_unknown_fields=True):
-    """Everything remembered. Times in Unix seconds by this device's clock; `poll` and `report` in seconds."""
+    """Everything remembered. Times in Unix seconds by this device's clock; `poll` and `report` in seconds.
+
+    `settled` is the version of the timestamp under which the last pass got to its end.
+    """
 
     format: int = FORMAT
     models: dict[str, Model] = {}
@@ -74,6 +77,7 @@ class State(msgspec.Struct, frozen=True, array_like=True, forbid_unknown_fields=
     revoked: bool = False
     report_due: bool = True
     last_error: str = ""
+    settled: Count = 0
 
     def model(self, name: str) -> Model:
         """Return what is known of a model."""

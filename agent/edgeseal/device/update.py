@@ -67,7 +67,7 @@ def run(agent: Agent, *, report: bool = False) -> Pass:
     trust = agent.trust(agent.metadata_source())
     try:
         _refresh(agent, trust, done)
-        if report or done.refreshed or _due(agent):
+        if report or _due(agent, trust):
             _follow_orders(agent, trust, done)
     except EdgesealError as e:
         done.errors.append(e)
@@ -84,9 +84,14 @@ def _refresh(agent: Agent, trust: Trust, done: Pass) -> None:
     ) if result.changed else None
 
 
-def _due(agent: Agent) -> bool:
-    """Whether there is something to tell, or the fleet has not heard of this device for as long as it asked."""
+def _due(agent: Agent, trust: Trust) -> bool:
+    """Whether there is something to tell, or new metadata, or the fleet has not heard of this device for long.
+
+    New is what no pass has finished with: a pass may be killed between its refresh and its last install.
+    """
     state = agent.state()
+    if trust.versions().get("timestamp", 0) != state.settled:
+        return True
     seconds = agent.config.fleet.report_seconds or state.report_seconds or REPORT_SECONDS
     since = agent.clock() - state.checked_in_at
     return state.report_due or since >= seconds or since < 0  # the clock went back: ask again
@@ -101,6 +106,14 @@ def _follow_orders(agent: Agent, trust: Trust, done: Pass) -> None:
         exchange.check_in(agent, trust)
     if not done.errors:
         releases.collect(agent)
+        exchange.sweep_targets(agent, trust, [a.path for a in orders.assignments])
+        _settle(agent, trust)
+
+
+def _settle(agent: Agent, trust: Trust) -> None:
+    state, version = agent.state(), trust.versions().get("timestamp", 0)
+    if state.settled != version:
+        agent.state_file.write(msgspec.structs.replace(state, settled=version))
 
 
 def _install_all(agent: Agent, trust: Trust, orders: Orders, done: Pass) -> None:
