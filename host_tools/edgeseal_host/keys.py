@@ -15,15 +15,17 @@ import re
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Final
 
+from cryptography.exceptions import UnsupportedAlgorithm
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 from cryptography.hazmat.primitives.asymmetric.mldsa import MLDSA44PrivateKey, MLDSA65PrivateKey
 from cryptography.hazmat.primitives.serialization import load_pem_private_key
+from securesystemslib.exceptions import FormatError as CanonicalError
 from securesystemslib.signer import CryptoSigner, Key, SSlibKey
 
 from edgeseal.durable import fsync_directory
 from edgeseal.errors import FormatError, NotAuthorisedError, UsageError
 from edgeseal_host.pkcs8 import to_pem
-from edgeseal_host.repository.metadata import NAME_FIELD
+from edgeseal_host.repository.metadata import NAME_FIELD, key_id
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -85,7 +87,8 @@ class KeyDirectory:
         """
         public = self._public(name)
         encrypted = b"ENCRYPTED" in self._read(f"{name}.key")[:64] if (self.path / f"{name}.key").exists() else False
-        return Entry(name, str(public["kind"]), public.get("keyid"), encrypted)
+        keyid = None if public["kind"] == FAMILY else self.public(name).keyid
+        return Entry(name, str(public["kind"]), keyid, encrypted)
 
     def public(self, name: str) -> Key:
         """Return the public half of a signing key as TUF has it, with its owner's name.
@@ -97,12 +100,19 @@ class KeyDirectory:
             raise UsageError(
                 f"{name} is a family secret; it signs nothing", hint="edgeseal key new NAME makes a signing key"
             )
-        del fields["kind"]
         fields.pop("name", None)
+        scheme, keyid = _SCHEMES[fields.pop("kind")], fields.pop("keyid")
         try:
-            return Key.from_dict(fields.pop("keyid"), fields)
-        except (KeyError, TypeError, ValueError) as e:
+            key = Key.from_dict(keyid, fields)
+            own = key_id(key)
+        except (KeyError, TypeError, ValueError, CanonicalError) as e:
             raise FormatError(f"{name}.pub.json does not hold a TUF key: {e}") from e
+        if own != keyid or key.scheme != scheme:  # one key under two ids would count twice
+            raise FormatError(
+                f"{name}.pub.json holds a {key.scheme} key with id {own[:12]}…, but calls it {scheme}, {keyid[:12]}…",
+                hint="somebody has changed the file: get it again from the key's owner",
+            )
+        return key
 
     def signer(self, name: str, passphrase: bytes | None) -> CryptoSigner:
         """Return a signer.
@@ -138,14 +148,19 @@ class KeyDirectory:
 
     def _private(self, name: str, passphrase: bytes | None) -> object:
         data = self._read(f"{name}.key")
+        encrypted = b"ENCRYPTED" in data[:64]
         try:
-            return load_pem_private_key(data, passphrase if b"ENCRYPTED" in data[:64] else None)
+            return load_pem_private_key(data, passphrase if encrypted else None)
         except TypeError:
             raise NotAuthorisedError(
                 f"{name} is under a passphrase", hint="give --passphrase-file, or run on a terminal"
             ) from None
+        except UnsupportedAlgorithm:
+            raise FormatError(f"{name}.key is damaged, or of another program") from None
         except ValueError:
-            raise NotAuthorisedError(f"{name} does not open with this passphrase") from None
+            if encrypted:  # a wrong passphrase and damage look alike
+                raise NotAuthorisedError(f"{name} does not open with this passphrase") from None
+            raise FormatError(f"{name}.key is damaged: it holds no private key", hint="restore it") from None
 
     def _public(self, name: str) -> dict[str, Any]:
         _check_name(name)

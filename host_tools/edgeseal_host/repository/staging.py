@@ -13,6 +13,7 @@ from edgeseal.errors import UsageError
 from edgeseal.servers import FORMAT, TARGET_PATH, FleetServers
 from edgeseal_host.repository import metadata
 from edgeseal_host.repository.layout import digest
+from edgeseal_host.repository.signing import check_spare_root_key
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -30,8 +31,13 @@ def init(
 ) -> None:
     """Stage version 1 of root and targets.
 
-    Raises UsageError for fewer than two root keys to spare none, or a threshold that one lost key makes unreachable.
+    Raises UsageError for fewer than two root keys to spare none, or a threshold that one lost key makes unreachable;
+    RefusedError for a key that no device would accept.
     """
+    metadata.check_keys(roots, schemes=metadata.OFFLINE_SCHEMES, role="root")
+    metadata.check_keys(targets, schemes=metadata.OFFLINE_SCHEMES, role="targets")
+    metadata.check_keys([fleet.snapshot], schemes=metadata.ONLINE_SCHEMES, role="snapshot")
+    metadata.check_keys([fleet.timestamp], schemes=metadata.ONLINE_SCHEMES, role="timestamp")
     if len({k.keyid for k in roots}) != len(roots):
         raise UsageError("one root key is named twice")
     if not 1 < threshold < len(roots):
@@ -142,7 +148,16 @@ def retire(directory: RepositoryDirectory, model: str, release: int) -> None:
 
 
 def renew(directory: RepositoryDirectory, role: str) -> None:
-    """Stage the next version of a role with a new expiry and nothing else changed."""
+    """Stage the next version of a role with a new expiry and nothing else changed.
+
+    Raises UsageError for a role that there is not, or that people do not sign.
+    """
+    if role in {"snapshot", "timestamp"}:
+        raise UsageError(f"{role} is not signed by people", hint="the fleet server renews it by itself")
+    delegations = directory.next_targets().delegations
+    known = ["root", "targets", *sorted((delegations.roles if delegations else None) or {})]
+    if role not in known:
+        raise UsageError(f"there is no role {role!r}", hint=f"roles here: {', '.join(known)}")
     if role == "root":
         directory.stage(role, _edit(directory, role, Root, metadata.LIFETIME["root"]).to_bytes())
         return
@@ -153,15 +168,21 @@ def renew(directory: RepositoryDirectory, role: str) -> None:
 def replace_key(directory: RepositoryDirectory, role: str, old: Key, new: Key) -> None:
     """Stage a root that names `new` instead of `old` for `role` (root or targets).
 
-    Raises UsageError if `old` is not a key of that role.
+    Raises UsageError if `old` is not a key of that role or `new` is one already, RefusedError if that would leave root
+    without a key to spare.
     """
     edited = _edit(directory, "root", Root, metadata.LIFETIME["root"])
     if old.keyid not in edited.signed.roles[role].keyids:
         names = ", ".join(metadata.key_name(edited.signed.keys[i]) for i in edited.signed.roles[role].keyids)
         raise UsageError(f"{metadata.key_name(old)} is not a key of {role}", hint=f"its keys: {names}")
+    if new.keyid in edited.signed.roles[role].keyids:  # one key fewer, and as many that must sign
+        raise UsageError(
+            f"{metadata.key_name(new)} is a key of {role} already", hint="edgeseal key new NAME makes another key"
+        )
     metadata.check_keys([new], schemes=metadata.OFFLINE_SCHEMES, role=role)
     edited.signed.revoke_key(old.keyid, role)
     edited.signed.add_key(new, role)
+    check_spare_root_key(edited.signed)
     directory.stage("root", edited.to_bytes())
     if role == "targets":
         renew(directory, "targets")  # what the old key signed no longer counts
