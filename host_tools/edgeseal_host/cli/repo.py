@@ -2,21 +2,23 @@
 
 from __future__ import annotations
 
+import sys
 from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 import click
 
-from edgeseal.errors import UsageError
+from edgeseal.errors import EdgesealError, UsageError
 from edgeseal_host.cli import options, output
 from edgeseal_host.repository import doctor as doctor_
-from edgeseal_host.repository import signing, staging
+from edgeseal_host.repository import plain, selection, signing, staging
 from edgeseal_host.repository.layout import RepositoryDirectory
 
 if TYPE_CHECKING:
+    from collections.abc import Mapping, Sequence
+
     from edgeseal_host.keys import KeyDirectory
-    from edgeseal_host.repository.verify import Verified
 
 _DIRECTORY = click.argument("directory", type=click.Path(path_type=Path, file_okay=False))
 _FLEET = click.Path(path_type=Path, exists=True, dir_okay=False)
@@ -120,19 +122,31 @@ def status(directory: Path) -> None:
 @_DIRECTORY
 @click.option("--key", "name", required=True, metavar="NAME", help="Whose key signs.")
 @click.option("--role", help="Sign only this role.")
+@click.option("--yes", is_flag=True, help="Do not ask (without a terminal nothing is asked anyway).")
 @options.passphrase_option
 @options.keys_option
 @output.json_option
-def sign(directory: Path, name: str, role: str | None, passphrase_file: Path | None, keys: KeyDirectory) -> None:
-    """Show what changes, then sign every staged role that names the key."""
+def sign(
+    directory: Path,
+    name: str,
+    role: str | None,
+    yes: bool,  # noqa: FBT001 - click's flag
+    passphrase_file: Path | None,
+    keys: KeyDirectory,
+) -> None:
+    """Show what changes, ask, then sign every staged role that names the key."""
     repository = RepositoryDirectory(directory)
     with repository.locked():
-        for staged in repository.staged():
-            if role in {None, staged}:
-                for line in signing.changes(repository, staged):
-                    output.note(line)
-        done = signing.sign(repository, options.signer(keys, name, passphrase_file), only=role)
-    output.emit({"signed": done, "key": name}, f"{name} signed: {', '.join(done)}")
+        seen = repository.staged()
+        for staged in seen if role is None else set(seen) & {role}:  # also of what this key may not or must not sign
+            for line in signing.changes(repository, staged, staged=seen):
+                output.note(line)
+        mine = signing.signable(repository, keys.public(name), only=role)
+        changes = {r: signing.changes(repository, r, staged=seen) for r in mine}
+        if sys.stdin.isatty() and not yes:
+            _confirm(name, changes)
+        done = signing.sign(repository, options.signer(keys, name, passphrase_file), only=role, seen=seen)
+    output.emit({"signed": done, "key": name, "changes": changes}, f"{name} signed: {', '.join(done)}")
 
 
 @group.command()
@@ -159,24 +173,32 @@ def publish(
     passphrase_file: Path | None,
     keys: KeyDirectory,
 ) -> None:
-    """Publish what is staged and sufficiently signed. Sending it again after an interruption is harmless."""
+    """Publish what is staged and sufficiently signed. Sending it again after an interruption is harmless.
+
+    With --directory the whole repository is written, under a fresh snapshot and timestamp, also if nothing is staged.
+    """
     repository = RepositoryDirectory(directory)
     with repository.locked():
-        if not repository.staged():
+        if out is None and not repository.staged():
             output.emit({"published": []}, "nothing is staged")
             return
-        verified = signing.verify(repository)
+        ready = selection.select(repository, or_nothing=out is not None)
         if out is not None:
             if online_key is None:
                 raise UsageError("--directory needs --online-key NAME, which root names for snapshot and timestamp")
-            _write(repository, verified, out, options.signer(keys, online_key, passphrase_file))
+            plain.write(repository, ready.verified, out, options.signer(keys, online_key, passphrase_file))
             place = str(out)
         else:
             options.client(url, token_file, ca_file).publish(repository.publication())
             place = str(url)
-        repository.mark_published(verified)
-    changed = sorted(verified.changed)
-    output.emit({"published": changed, "to": place}, f"published {', '.join(changed)} to {place}")
+        repository.mark_published(ready.verified)
+    published = ({"root"} if ready.publication.roots else set()) | set(ready.publication.roles)
+    published |= {"targets"} if ready.publication.targets else set()
+    if ready.waiting:
+        output.warn(f"not published: {', '.join(ready.waiting)}: {ready.why}")
+    what = ", ".join(sorted(published)) or "what was published before, under a new timestamp,"
+    about = {"published": sorted(published), "waiting": list(ready.waiting), "to": place}
+    output.emit(about, f"published {what} to {place}")
 
 
 @group.command()
@@ -215,34 +237,16 @@ def doctor(directory: Path, url: str | None) -> None:
         click.get_current_context().exit(1)
 
 
-def _write(repository: RepositoryDirectory, verified: Verified, out: Path, signer: object) -> None:
-    """Write published files, snapshot and timestamp below `out`; the timestamp last, so that nothing dangles."""
-    from edgeseal.durable import write_atomic
-    from edgeseal_host.repository import metadata
-    from edgeseal_host.repository.online import sign_online
-    from edgeseal_host.repository.verify import Published
+def _confirm(name: str, changes: Mapping[str, Sequence[str]]) -> None:
+    """Ask the person at the terminal.
 
-    current = repository.published() or Published(verified.data["root"])
-    before = {
-        n: (out / "metadata" / n).read_bytes()
-        for n in ("snapshot.json", "timestamp.json")
-        if (out / "metadata" / n).exists()
-    }
-    previous = Published(
-        current.root, current.targets, current.roles, before.get("snapshot.json"), before.get("timestamp.json")
-    )
-    state = sign_online(verified, previous, snapshot=signer, timestamp=signer, now=metadata.now_utc())  # type: ignore[arg-type]
-    assert state.snapshot is not None  # noqa: S101 - just signed
-    assert state.timestamp is not None  # noqa: S101 - just signed
-    from tuf.api.metadata import Snapshot
-
-    version = metadata.read(state.snapshot, Snapshot, what="snapshot.json").signed.version
-    files = verified.files() | {metadata.metadata_file("root", verified.root.signed.version): verified.data["root"]}
-    files |= {f"metadata/{version}.snapshot.json": state.snapshot, "metadata/snapshot.json": state.snapshot}
-    for name, data in {**files, "metadata/timestamp.json": state.timestamp}.items():
-        place = out / name
-        place.parent.mkdir(parents=True, exist_ok=True)
-        write_atomic(place, data, mode=0o644)
+    Raises EdgesealError if the answer is no.
+    """
+    if output.json_wanted():  # not shown yet
+        for line in (line for lines in changes.values() for line in lines):
+            click.echo(line, err=True)
+    if not click.confirm(f"Sign {', '.join(changes)} as {name}?", err=True):
+        raise EdgesealError("nothing was signed", hint="edgeseal repo status shows what is staged, and who has signed")
 
 
 def _show_staged(repository: RepositoryDirectory, title: str) -> None:

@@ -13,13 +13,14 @@ from __future__ import annotations
 import hashlib
 import re
 import shutil
+from dataclasses import replace
 from typing import TYPE_CHECKING, Final
 
 from tuf.api.metadata import Metadata, Root, T, Targets
 
 from edgeseal.durable import fsync_directory, locked, write_atomic
 from edgeseal.errors import UsageError
-from edgeseal_host.repository import metadata
+from edgeseal_host.repository import metadata, selection
 from edgeseal_host.repository.verify import Publication, Published
 
 if TYPE_CHECKING:
@@ -76,7 +77,7 @@ class RepositoryDirectory:
         root = self.current("root")
         if root is None:
             return None
-        roles = {role: self.current(role) for role in self._names() if role.startswith("model-")}
+        roles = {role: self.current(role) for role in self.published_roles() if role.startswith("model-")}
         return Published(root, self.current("targets"), {r: d for r, d in roles.items() if d is not None})
 
     def has_file(self, path: str, sha256: str) -> bool:
@@ -84,7 +85,7 @@ class RepositoryDirectory:
         return (self.published_path / metadata.target_file(path, sha256)).is_file()
 
     def mark_published(self, verified: Verified) -> None:
-        """Note what the server has accepted, then clear what was staged."""
+        """Note what the server has accepted, then clear what of it was staged; what still waits stays."""
         for name, data in verified.files().items():
             place = self.published_path / name
             place.parent.mkdir(parents=True, exist_ok=True)
@@ -92,7 +93,18 @@ class RepositoryDirectory:
         root = self.published_path / metadata.metadata_file("root", verified.root.signed.version)
         if not root.exists():
             write_atomic(root, verified.data["root"], mode=0o644)
-        self.clear()
+        waiting = {role for role, data in self.staged().items() if verified.data.get(role) != data}
+        if not waiting:
+            self.clear()
+            return
+        for path in self.staged_files():
+            if path in verified.listed and self.has_file(
+                path, digest((self.staged_path / "targets" / path).read_bytes())
+            ):
+                (self.staged_path / "targets" / path).unlink()
+        for role in set(self.staged()) - waiting:
+            (self.staged_path / f"{role}.json").unlink()
+        fsync_directory(self.staged_path)
 
     # Staged --------------------------------------------------------------------------------------------------------
 
@@ -123,11 +135,13 @@ class RepositoryDirectory:
         fsync_directory(self.path)
 
     def publication(self) -> Publication:
-        """Return what is staged, as it goes to a server; roots that a server may have missed go along."""
-        staged = self.staged()
-        roots = [*(data for _, data in sorted(self.roots().items())), *([staged["root"]] if "root" in staged else [])]
-        roles = {role: data for role, data in staged.items() if role.startswith("model-")}
-        return Publication(tuple(roots[-2:]), staged.get("targets"), roles, self.staged_files())
+        """Return what of the staged is ready, as it goes to a server; roots that a server may have missed go along.
+
+        Raises RefusedError if something is staged and nothing of it is ready.
+        """
+        ready = selection.select(self).publication if self.staged() else Publication(files=self.staged_files())
+        roots = [*(data for _, data in sorted(self.roots().items())), *ready.roots]
+        return replace(ready, roots=tuple(roots[-2:]))
 
     # What a role will be -------------------------------------------------------------------------------------------
 
@@ -155,7 +169,8 @@ class RepositoryDirectory:
                 found[int(match[1])] = path.read_bytes()
         return found
 
-    def _names(self) -> set[str]:
+    def published_roles(self) -> set[str]:
+        """Return the name of every role that was ever published."""
         found = (_VERSIONED.fullmatch(p.name) for p in (self.published_path / "metadata").glob("*.json"))
         return {match[2] for match in found if match}
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from securesystemslib.exceptions import UnverifiedSignatureError
@@ -10,13 +10,8 @@ from tuf.api.metadata import Metadata, Root, Targets
 
 from edgeseal.errors import FormatError, NotAuthorisedError, RefusedError, RollbackError, UsageError
 from edgeseal_host.repository import metadata
-from edgeseal_host.repository.verify import (
-    Published,
-    check_model_role,
-    check_root,
-    check_targets,
-    verify_publication,
-)
+from edgeseal_host.repository.selection import select
+from edgeseal_host.repository.verify import check_model_role, check_root, check_targets
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping
@@ -116,25 +111,11 @@ def changes(directory: RepositoryDirectory, role: str, *, staged: Mapping[str, b
 
 
 def verify(directory: RepositoryDirectory) -> Verified:
-    """Check what is staged on top of what is published, as the server and every device will.
+    """Check what is staged and ready on top of what is published, as the server and every device will.
 
-    Raises RefusedError saying what is missing.
+    Raises RefusedError saying what is missing if nothing is ready.
     """
-    publication = directory.publication()
-    current = directory.published()
-    if current is None:
-        staged_root = directory.staged().get("root")
-        if staged_root is None:
-            raise UsageError("nothing was published and no root is staged", hint="edgeseal repo init")
-        current = Published(staged_root)
-        from edgeseal_host.repository.verify import trust_root
-
-        trust_root(staged_root)
-        publication = replace(publication, roots=())
-    else:
-        staged = directory.staged().get("root")
-        publication = replace(publication, roots=() if staged is None else (staged,))
-    return verify_publication(current, publication, now=metadata.now_utc(), has_file=directory.has_file)
+    return select(directory).verified
 
 
 def _check_staged(directory: RepositoryDirectory, role: str, data: bytes) -> None:
