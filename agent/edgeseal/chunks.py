@@ -153,9 +153,9 @@ class ChunkDecoder:
         """One frame that declares exactly the record's length; zstd allocates what a frame declares."""
         name, length = record.stored_sha256.hex(), record.plain_length
         try:
-            declared = zstandard.get_frame_parameters(frame).content_size
-            if bytes(frame[:4]) != _ZSTD_MAGIC or declared != length:
-                raise FormatError(f"chunk {name} is not one zstd frame that declares the {length} bytes of its record")
+            header = zstandard.get_frame_parameters(frame)
+            if bytes(frame[:4]) != _ZSTD_MAGIC or header.content_size != length or header.window_size > CHUNK_MAX:
+                raise FormatError(f"chunk {name} is not one zstd frame of the {length} bytes of its record")
             plain = self._zstd.decompress(
                 frame, max_output_size=length, read_across_frames=False, allow_extra_data=False
             )

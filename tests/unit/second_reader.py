@@ -12,7 +12,7 @@ import math
 import re
 import struct
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, TypeAlias
 
 import zstandard
 from cryptography.exceptions import InvalidTag
@@ -21,6 +21,7 @@ from cryptography.hazmat.primitives.ciphers.aead import AESGCM, ChaCha20Poly1305
 AEADS: dict[int, type[ChaCha20Poly1305 | AESGCM]] = {1: ChaCha20Poly1305, 2: AESGCM}
 PIECE = 1_048_576
 U63 = 2**63 - 1
+Manifest: TypeAlias = dict[int, Any]
 NAME = re.compile("[a-z0-9]([a-z0-9._-]{0,62}[a-z0-9])?")
 
 
@@ -132,9 +133,9 @@ def is_bytes(value: object, length: int = 32) -> bool:
 # Manifest (§2) --------------------------------------------------------------------------------------------------------
 
 
-def read_manifest(data: bytes) -> dict[int, Any]:
+def read_manifest(data: bytes) -> Manifest:
     require(len(data) <= 65_536, "manifest too long")
-    m: dict[int, Any] = Cbor(data).whole()
+    m: Any = Cbor(data).whole()
     require(isinstance(m, dict) and is_uint(m.get(0), 1, 2**64 - 1), "no format number")
     if m[0] != 1:
         raise Incompatible("format")
@@ -154,13 +155,14 @@ def read_manifest(data: bytes) -> dict[int, Any]:
         require(type(free) is dict and all(type(key) is str for key in free), "free map")
     if m[3] not in AEADS or m[8] != PIECE:
         raise Incompatible("suite or largest piece")
-    return m
+    out: Manifest = m
+    return out
 
 
 # Content key (session.md §14) -----------------------------------------------------------------------------------------
 
 
-def check_content_key(m: dict[int, Any], ck: bytes) -> None:
+def check_content_key(m: Manifest, ck: bytes) -> None:
     digest = hashlib.sha384()
     for part in (b"edgeseal/x1", b"ck", m[1].encode(), struct.pack(">Q", m[2])):
         digest.update(struct.pack(">I", len(part)) + part)
@@ -181,7 +183,7 @@ class Record:
     width: int
 
 
-def open_table(m: dict[int, Any], ck: bytes, data: bytes) -> tuple[list[list[Any]], Any, list[Record]]:
+def open_table(m: Manifest, ck: bytes, data: bytes) -> tuple[list[list[Any]], Any, list[Record]]:
     require(len(data) == m[5][1] and hashlib.sha256(data).digest() == m[5][0], "not the table that is pinned")
     require(len(data) >= 64 and data[:4] == b"ESTB", "no table")
     number, suite, flags, length = struct.unpack(">BBHQ", data[4:16])

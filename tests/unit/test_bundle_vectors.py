@@ -2,82 +2,140 @@
 
 from __future__ import annotations
 
+import hashlib
+import json
 from pathlib import Path
 from typing import Any
 
-import cbor2
 import pytest
 from tests.unit import second_reader
 from tests.vectors import make_bundle
 
 from edgeseal.archive import Archive
+from edgeseal.chunks import check_stored, decode_chunk
 from edgeseal.contentkey import check_commitment
-from edgeseal.errors import EdgesealError
+from edgeseal.errors import EdgesealError, IncompatibleError, RefusedError
 from edgeseal.install import fetch_chunks, fetch_table, missing, unpack
 from edgeseal.manifest import Manifest
 from edgeseal.store import ObjectStore
+from edgeseal.table import Record, open_pinned
 from edgeseal.transport.objects_archive import ArchiveObjects
 
 DIRECTORY = Path(__file__).parents[1] / "vectors" / "bundle"
-CASES = sorted(DIRECTORY.glob("*.cbor"), key=lambda p: (p.stem.startswith("ok"), p.stem))
+Case = dict[str, Any]
+CASES: dict[str, Case] = {p.stem: json.loads(p.read_text("utf-8")) for p in sorted(DIRECTORY.glob("*.json"))}
+GOOD = [pytest.param(c, id=name) for name, c in CASES.items() if c["outcome"] == "opens"]
+BROKEN = [pytest.param(c, id=name) for name, c in CASES.items() if c["outcome"] != "opens"]
 
 
-def load(path: Path) -> dict[str, Any]:
-    content: dict[str, Any] = cbor2.loads(path.read_bytes())
-    return content
+def octets(case: Case, name: str) -> bytes:
+    """Parts behind the step that refuses are not stored."""
+    return bytes.fromhex(case.get(name, ""))
 
 
-def ours(content: dict[str, Any], directory: Path) -> dict[str, bytes]:
-    """Install a case as the agent does, from a directory."""
-    import hashlib
+def ours(case: Case, at: list[str] | None = None) -> dict[str, bytes]:
+    """Open a case with edgeseal's formats alone; `at` learns the steps."""
+    steps = at if at is not None else []
+    steps.append("manifest")
+    manifest = Manifest.from_bytes(octets(case, "manifest"))
+    steps.append("key")
+    check_commitment(octets(case, "ck"), manifest.ck_commitment, manifest.model, manifest.release)
+    steps.append("table")
+    table = open_pinned(octets(case, "table"), manifest, ck=octets(case, "ck"))
+    steps.append("chunk")
+    return {f.path: b"".join(piece(r, manifest.suite, case) for r in table.pieces(f)) for f in table.files}
 
-    source = directory / "source"
-    for kind, objects in (("tables", [content["table"]]), ("chunks", content["chunks"])):
-        for data in objects:
-            name = hashlib.sha256(data).hexdigest()
-            place = source / kind / name[:2] / name
+
+def piece(record: Record, suite: int, case: Case) -> bytes:
+    out = bytearray(b"\xaa" * record.plain_length)
+    stored = bytes.fromhex(case["chunks"][record.stored_sha256.hex()])
+    errors: list[EdgesealError] = []
+    try:
+        check_stored(record, stored)
+    except EdgesealError as e:
+        errors.append(e)
+    try:
+        decode_chunk(record, stored, suite=suite, out=memoryview(out))
+    except EdgesealError:
+        assert not any(out), "unverified bytes are left in the buffer"
+        raise
+    assert not errors, "decoding accepts what is not the chunk"
+    return bytes(out)
+
+
+def installed(case: Case, directory: Path) -> dict[str, bytes]:
+    """Install a good case as the agent does."""
+    manifest = Manifest.from_bytes(octets(case, "manifest"))
+    for kind, objects in (("tables", {manifest.table_sha256.hex(): case["table"]}), ("chunks", case["chunks"])):
+        for name, data in objects.items():
+            place = directory / "source" / kind / name[:2] / name
             place.parent.mkdir(parents=True, exist_ok=True)
-            place.write_bytes(data)
-    manifest = Manifest.from_bytes(content["manifest"])
-    check_commitment(content["ck"], manifest.ck_commitment, manifest.model, manifest.release)
-    store, objects_ = ObjectStore(directory / "objects"), ArchiveObjects(Archive(source))
-    table = fetch_table(manifest, ck=content["ck"], objects=objects_, store=store)
-    fetch_chunks(table, missing(table, store), objects=objects_, store=store, workers=1, progress=lambda _: None)
+            place.write_bytes(bytes.fromhex(data))
+    store, source = ObjectStore(directory / "objects"), ArchiveObjects(Archive(directory / "source"))
+    table = fetch_table(manifest, ck=octets(case, "ck"), objects=source, store=store)
+    fetch_chunks(table, missing(table, store), objects=source, store=store, workers=1, progress=lambda _: None)
     out = directory / "out"
     out.mkdir()
     unpack(table, suite=manifest.suite, store=store, directory=out, workers=1, progress=lambda _: None)
+    for entry in table.files:  # executable for whom, and readable for whom, is the model repository's business
+        assert bool((out / entry.path).stat().st_mode & 0o100) == (entry.mode == 0o755)
     return {str(p.relative_to(out)): p.read_bytes() for p in out.rglob("*") if p.is_file()}
 
 
-def theirs(content: dict[str, Any]) -> dict[str, bytes]:
-    import hashlib
-
-    chunks = {hashlib.sha256(c).hexdigest(): c for c in content["chunks"]}
-    return second_reader.read_bundle(content["manifest"], content["ck"], content["table"], chunks)
+def theirs(case: Case) -> dict[str, bytes]:
+    chunks = {name: bytes.fromhex(data) for name, data in case.get("chunks", {}).items()}
+    return second_reader.read_bundle(octets(case, "manifest"), octets(case, "ck"), octets(case, "table"), chunks)
 
 
-@pytest.mark.parametrize("path", CASES, ids=lambda p: p.stem)
-def test_both_readers_agree(path: Path, tmp_path: Path) -> None:
-    content = load(path)
-    assert content["case"] == path.stem
-    if content["expect"] == "ok":
-        assert ours(content, tmp_path) == content["files"] == theirs(content)
-        return
-    with pytest.raises(EdgesealError):
-        ours(content, tmp_path)
-    assert not list((tmp_path / "out").glob("*")), "plaintext is left"
-    with pytest.raises((second_reader.Refused, second_reader.Incompatible, KeyError)):  # KeyError: no such chunk
-        theirs(content)
+@pytest.mark.parametrize("case", GOOD)
+def test_good_bundles_open(case: Case, tmp_path: Path) -> None:
+    files = ours(case)
+    assert files == theirs(case) == installed(case, tmp_path)
+    found = {path: [len(data), hashlib.sha256(data).hexdigest()] for path, data in files.items()}
+    assert found == {path: [size, sha256] for path, (_, size, sha256) in case["files"].items()}
+
+
+@pytest.mark.parametrize("case", BROKEN)
+def test_broken_bundles_are_refused_where_the_fault_is(case: Case) -> None:
+    expected = {"refused": RefusedError, "incompatible": IncompatibleError}[case["outcome"]]
+    steps: list[str] = []
+    with pytest.raises(expected):
+        ours(case, steps)
+    assert steps[-1] == case["at"]
+
+
+@pytest.mark.parametrize("case", BROKEN)
+def test_second_reader_refuses_broken_bundles(case: Case) -> None:
+    expected = {"refused": second_reader.Refused, "incompatible": second_reader.Incompatible}[case["outcome"]]
+    with pytest.raises(expected):
+        theirs(case)
+
+
+@pytest.mark.parametrize("case", GOOD)
+def test_what_a_table_says_besides_files(case: Case) -> None:
+    """Acceptance vectors, alternates: the same to both readers."""
+    manifest = Manifest.from_bytes(octets(case, "manifest"))
+    table = open_pinned(octets(case, "table"), manifest, ck=octets(case, "ck"))
+    m = second_reader.read_manifest(octets(case, "manifest"))
+    files, tests, records = second_reader.open_table(m, octets(case, "ck"), octets(case, "table"))
+    assert tests == table.tests
+    assert [f[0] for f in files] == [f.path for f in table.files]
+    assert [(r.name, r.plain, r.codec, r.width) for r in records] == [
+        (r.stored_sha256, r.plain_length, r.codec, r.width) for r in table.records
+    ]
+    assert manifest.to_bytes() == octets(case, "manifest")
 
 
 def test_vectors_are_what_the_generator_makes() -> None:
-    """Locks the bytes. Compressed frames may differ under another zstd; then only cases without one are compared."""
-    made = make_bundle.everything()
-    assert set(made) == {p.name for p in CASES}
-    same = [name for name, data in made.items() if (DIRECTORY / name).read_bytes() == data]
-    manifests = [n for n in made if load(DIRECTORY / n)["chunks"] == cbor2.loads(made[n])["chunks"]]
-    assert set(same) == set(manifests)
+    """Locks the bytes: a change of the format is a change of these files."""
+    assert {p.name: p.read_text("utf-8") for p in DIRECTORY.iterdir()} == make_bundle.rendered()
 
 
-def test_there_are_enough_faults() -> None:
-    assert len(CASES) >= 40
+def test_both_suites_and_all_codecs_are_among_the_good_ones() -> None:
+    seen = set()
+    for case in (c for c in CASES.values() if c["outcome"] == "opens"):
+        manifest = Manifest.from_bytes(octets(case, "manifest"))
+        table = open_pinned(octets(case, "table"), manifest, ck=octets(case, "ck"))
+        seen |= {(manifest.suite, record.codec) for record in table.records}
+        seen |= {(manifest.suite, a.codec) for alternates in table.alternates.values() for a in alternates}
+    assert seen == {(suite, codec) for suite in (1, 2) for codec in range(4)}
