@@ -159,7 +159,9 @@ class KeyDirectory:
             raise FormatError(f"{name}.key is damaged, or of another program") from None
         except ValueError:
             if encrypted:  # a wrong passphrase and damage look alike
-                raise NotAuthorisedError(f"{name} does not open with this passphrase") from None
+                raise NotAuthorisedError(
+                    f"{name} does not open with this passphrase", hint=f"or {name}.key is damaged: then restore it"
+                ) from None
             raise FormatError(f"{name}.key is damaged: it holds no private key", hint="restore it") from None
 
     def _public(self, name: str) -> dict[str, Any]:

@@ -19,7 +19,8 @@ from typing import TYPE_CHECKING, Final
 from tuf.api.metadata import Metadata, Root, T, Targets
 
 from edgeseal.durable import fsync_directory, locked, write_atomic
-from edgeseal.errors import UsageError
+from edgeseal.errors import FormatError, UsageError
+from edgeseal.names import is_model_name
 from edgeseal_host.repository import metadata, selection
 from edgeseal_host.repository.verify import Publication, Published
 
@@ -109,8 +110,16 @@ class RepositoryDirectory:
     # Staged --------------------------------------------------------------------------------------------------------
 
     def staged(self) -> dict[str, bytes]:
-        """Return the staged metadata by role."""
-        return {p.name.removesuffix(".json"): p.read_bytes() for p in sorted(self.staged_path.glob("*.json"))}
+        """Return the staged metadata by role.
+
+        Raises FormatError for a file that is no role people sign: it would be neither signed nor published.
+        """
+        places = {p.name.removesuffix(".json"): p for p in sorted(self.staged_path.glob("*.json"))}
+        for role, place in places.items():
+            of_model = role.startswith("model-") and is_model_name(role.removeprefix("model-"))
+            if role not in {"root", "targets"} and not of_model:
+                raise FormatError(f"{place} is staged, but there is no such role to sign", hint="remove that file")
+        return {role: place.read_bytes() for role, place in places.items()}
 
     def staged_files(self) -> dict[str, bytes]:
         """Return the staged target files by path."""

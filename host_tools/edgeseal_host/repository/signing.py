@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 from securesystemslib.exceptions import UnverifiedSignatureError
 from tuf.api.metadata import Metadata, Root, Targets
 
-from edgeseal.errors import FormatError, NotAuthorisedError, RefusedError, RollbackError, UsageError
+from edgeseal.errors import NotAuthorisedError, RefusedError, RollbackError, UsageError
 from edgeseal_host.repository import metadata
 from edgeseal_host.repository.selection import select
 from edgeseal_host.repository.verify import check_model_role, check_root, check_targets
@@ -189,11 +189,6 @@ def _delegators(directory: RepositoryDirectory, role: str) -> Iterator[tuple[str
         if _delegated(targets, role) is not None:
             yield "targets", targets
         return
-    if role not in {"root", "targets"}:
-        raise FormatError(
-            f"{directory.staged_path / role}.json is staged, but there is no such role to sign",
-            hint="remove that file; staged are root, targets and model-<model>",
-        )
     before = directory.current("root")
     if role == "root" and before is not None:
         old = metadata.read(before, Root, what="root.json").signed
