@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import sys
 from dataclasses import asdict
 from pathlib import Path
@@ -21,6 +22,7 @@ if TYPE_CHECKING:
     from edgeseal_host.keys import KeyDirectory
 
 _DIRECTORY = click.argument("directory", type=click.Path(path_type=Path, file_okay=False))
+_RELEASE = re.compile(r"[1-9][0-9]{0,18}")  # as target paths have it
 _FLEET = click.Path(path_type=Path, exists=True, dir_okay=False)
 
 
@@ -94,7 +96,7 @@ def stage(
             staging.stage_model(repository, model, [keys.public(n) for n in publisher_keys])
         if retire:
             name, _, release = retire.rpartition("/")
-            if not name or not release.isdecimal():
+            if not name or not _RELEASE.fullmatch(release):
                 raise UsageError(f"--retire {retire}: expected MODEL/RELEASE, for example bearing/3")
             staging.retire(repository, name, int(release))
         if renew:
