@@ -27,7 +27,7 @@ MAX_GRANT: Final = 1_048_576  # a root with many ML-DSA keys is 30 KB; tuf itsel
 MAX_RECORD: Final = 16_384
 
 Text = Annotated[str, msgspec.Meta(max_length=256)]
-DeviceId = Annotated[str, msgspec.Meta(pattern=r"^[a-z0-9][a-z0-9._-]{0,63}$")]
+DeviceId = Annotated[str, msgspec.Meta(pattern=r"^[a-z0-9][a-z0-9._-]{0,63}\Z")]
 SuiteNumber = Annotated[int, msgspec.Meta(ge=1, le=255)]
 Psk = Annotated[bytes, msgspec.Meta(min_length=PSK_LENGTH, max_length=PSK_LENGTH)]
 
@@ -96,6 +96,7 @@ class Grant(msgspec.Struct, frozen=True, array_like=True, forbid_unknown_fields=
             )
         plain = device.open(t(b"grant", device.public.raw), sealed[1 + KID_LENGTH :])
         grant = cbor.decode_map(plain, cls, max_length=MAX_GRANT, what="enrolment grant")
+        _require_known(grant.format)
         if grant.suite != device.suite.number:
             raise FormatError(f"enrolment grant is for suite {grant.suite}, the device has {device.suite.number}")
         return grant

@@ -92,6 +92,7 @@ class Cbor:
             key = self.item(depth + 1)
             encoded = self.data[start : self.at]
             require(encoded > last, "keys unsorted or twice")
+            require(type(key) in {str, int}, "key that is neither text nor a number")
             last = encoded
             out[key] = self.item(depth + 1)
         kinds = {type(key) for key in out}

@@ -24,7 +24,7 @@ _MACHINE_ID: Final = Path("/etc/machine-id")
 
 Seconds = Annotated[int, msgspec.Meta(ge=1, le=31 * 86_400)]
 Mebibytes = Annotated[int, msgspec.Meta(ge=1, le=2**20)]
-Url = Annotated[str, msgspec.Meta(pattern=r"^https?://[^\s/?#@]+(/[^\s?#]*)?$", max_length=256)]
+Url = Annotated[str, msgspec.Meta(pattern=r"^https?://[^\s/?#@]+(/[^\s?#]*)?\Z", max_length=256)]
 Name = Annotated[str, msgspec.Meta(min_length=1, max_length=128)]
 
 
