@@ -4,10 +4,12 @@
     contract       prepare -> probe -> activate -> commit | rollback
     adapters       serve, exec, systemd, none
     probe          loads a new model in a separate process before it may serve; probe_worker is that process
+    child          runs another program in bounded time, with bounded output
     vectors        acceptance vectors: inputs, expected outputs, tolerances
-    engine_onnx    onnxruntime behind a small Protocol
+    engine         a small Protocol for what runs a model; engine_onnx is onnxruntime, onnx_external its files
     oip            the Open Inference Protocol v2, both directions
-    serve          `edgeseal-serve`
+    models         what is served: follows `current`
+    serve          `edgeseal-serve`; listen is where
 
 Not here: where the model came from and whether it may run (edgeseal.trust, edgeseal.install).
 """

@@ -9,15 +9,18 @@ systemd  a unit is reloaded, or restarted if it cannot reload
 from __future__ import annotations
 
 import json
+import os
 from typing import TYPE_CHECKING, Final
 
 from edgeseal.errors import UsageError
+from edgeseal.runtime import child
 from edgeseal.runtime.contract import ActivationError, Candidate
 from edgeseal.runtime.probe import Limits, probe
-from edgeseal.runtime.repository import ModelRepository, run_quietly
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
+
+    from edgeseal.runtime.repository import ModelRepository
 
 COMMAND_SECONDS: Final = 120.0
 
@@ -50,10 +53,13 @@ class Link:
                 self._repository.remove(candidate.model, release)
 
     def rollback(self, candidate: Candidate) -> None:
-        """Point `current` back and remove the candidate."""
+        """Point `current` back and remove the candidate; without one to go back to, nothing serves."""
         if candidate.previous is not None and candidate.previous in self._repository.releases(candidate.model):
             self._repository.switch(candidate.model, candidate.previous)
-        self._repository.remove(candidate.model, candidate.release)
+        elif self._repository.current(candidate.model) == candidate.release:
+            self._repository.withdraw(candidate.model)
+        if candidate.previous != candidate.release:
+            self._repository.remove(candidate.model, candidate.release)
 
 
 class Exec(Link):
@@ -132,3 +138,23 @@ class Systemd(Link):
                 f"systemctl reload-or-restart {self._unit} ended with exit code {code}: {said or 'no output'}",
                 hint=f"journalctl -u {self._unit}",
             )
+
+
+def run_quietly(words: list[str], *, stdin: bytes = b"", timeout: float) -> tuple[int, str]:
+    """Run a command of the owner's; return exit code and the end of what it said.
+
+    A command that hangs is killed, with all it started, and counts as failed. A daemon that it starts must have an
+    output of its own: ours is closed when the command ends.
+    """
+    try:
+        ended = child.run(words, stdin=stdin, seconds=timeout, environment=_environment(), kill_group=False)
+    except OSError as e:
+        return 127, f"cannot be started: {e.strerror}"
+    if ended.timed_out:
+        return 124, f"did not end within {timeout:.0f} s"
+    return ended.code, (ended.stderr or ended.stdout).decode("utf-8", "replace").strip()[-300:]
+
+
+def _environment() -> dict[str, str]:
+    """Nothing of the agent's own environment but the path: it may hold credentials' places."""
+    return {"PATH": os.environ.get("PATH", "/usr/sbin:/usr/bin:/sbin:/bin"), "LANG": "C.UTF-8"}

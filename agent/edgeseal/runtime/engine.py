@@ -7,13 +7,15 @@ memory.
 from __future__ import annotations
 
 import os
+import stat
+import threading
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Final, Protocol
 
 from edgeseal.errors import FormatError, IncompatibleError
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping, Sequence
+    from collections.abc import Callable, Mapping, Sequence
     from pathlib import Path
 
     import numpy as np
@@ -31,6 +33,32 @@ class Signature:
     shape: tuple[int, ...]
 
 
+class Stop:
+    """Ends an inference from another thread: whoever waits calls `now`, the engine says with `on` how it ends."""
+
+    def __init__(self) -> None:
+        """Not stopped."""
+        self._lock = threading.Lock()
+        self._ways: list[Callable[[], None]] = []
+        self.stopped = False
+
+    def on(self, way: Callable[[], None]) -> None:
+        """Call `way` when it is to end, at once if that was before."""
+        with self._lock:
+            self._ways.append(way)
+            late = self.stopped
+        if late:
+            way()
+
+    def now(self) -> None:
+        """End it as soon as the engine can."""
+        with self._lock:
+            self.stopped = True
+            ways = list(self._ways)
+        for way in ways:
+            way()
+
+
 class Engine(Protocol):
     """A loaded model; `infer` may be called from several threads."""
 
@@ -44,8 +72,11 @@ class Engine(Protocol):
     def outputs(self) -> Sequence[Signature]:
         """What it gives."""
 
-    def infer(self, inputs: Tensors, wanted: Sequence[str]) -> dict[str, NDArray[np.generic]]:
-        """Return the wanted outputs. Raises FormatError if the engine refuses the inputs."""
+    def infer(self, inputs: Tensors, wanted: Sequence[str], stop: Stop | None = None) -> dict[str, NDArray[np.generic]]:
+        """Return the wanted outputs.
+
+        Raises FormatError if the engine refuses the inputs, MemoryError, TimeoutError once `stop` has ended it.
+        """
 
 
 _SUFFIXES: Final = {".onnx": "onnx"}
@@ -69,10 +100,10 @@ def model_file(directory: Path) -> Path:
 def load(directory: Path, *, threads: int = 0) -> Engine:
     """Open the model of a release; `threads` 0 means one per core.
 
-    Raises FormatError if the engine refuses the file, IncompatibleError, ImportError naming the extra.
+    Raises FormatError if the engine refuses the file, MemoryError, IncompatibleError, ImportError naming the extra.
     """
-    path = model_file(directory)
     check_confined(directory)
+    path = model_file(directory)
     from edgeseal.runtime.engine_onnx import OnnxEngine
 
     return OnnxEngine(path, threads=threads or (os.cpu_count() or 1))
@@ -80,7 +111,9 @@ def load(directory: Path, *, threads: int = 0) -> Engine:
 
 def check_confined(directory: Path) -> None:
     """Raise FormatError if anything in the release is a link or leads out of it: an engine would follow it."""
-    root = directory.resolve()
     for path in directory.rglob("*"):
-        if path.is_symlink() or not path.resolve().is_relative_to(root):
+        kind = path.lstat().st_mode
+        if stat.S_ISLNK(kind):
             raise FormatError(f"{path.name} in the release is a link; releases hold plain files only")
+        if not stat.S_ISREG(kind) and not stat.S_ISDIR(kind):
+            raise FormatError(f"{path.name} in the release is neither a file nor a directory")

@@ -29,7 +29,7 @@ if TYPE_CHECKING:
 
     from numpy.typing import NDArray
 
-    from edgeseal.runtime.engine import Tensors
+    from edgeseal.runtime.engine import Stop, Tensors
 
 DATATYPES: Final = {
     "tensor(bool)": "BOOL",
@@ -56,7 +56,7 @@ class OnnxEngine:
     platform = "onnx_onnxv1"
 
     def __init__(self, path: Path, *, threads: int) -> None:
-        """Open the model. Raises FormatError for whatever onnxruntime refuses."""
+        """Open the model. Raises FormatError for whatever onnxruntime refuses, MemoryError."""
         check_external(path)
         options = onnxruntime.SessionOptions()
         options.log_severity_level = _QUIET
@@ -68,15 +68,25 @@ class OnnxEngine:
         try:
             self._session = onnxruntime.InferenceSession(str(path), options, providers=["CPUExecutionProvider"])
         except Exception as e:
+            _check_memory(e)
             raise FormatError(f"onnxruntime does not load {path.name}: {_reason(e)}") from e
         self.inputs = [_signature(node) for node in self._session.get_inputs()]
         self.outputs = [_signature(node) for node in self._session.get_outputs()]
 
-    def infer(self, inputs: Tensors, wanted: Sequence[str]) -> dict[str, NDArray[np.generic]]:
-        """Run the model once. Raises FormatError if onnxruntime refuses the inputs."""
+    def infer(self, inputs: Tensors, wanted: Sequence[str], stop: Stop | None = None) -> dict[str, NDArray[np.generic]]:
+        """Run the model once; `stop` ends it between two of its operators.
+
+        Raises FormatError if onnxruntime refuses the inputs, MemoryError, TimeoutError.
+        """
+        options = onnxruntime.RunOptions()
+        if stop is not None:
+            stop.on(lambda: setattr(options, "terminate", True))
         try:
-            found = self._session.run(list(wanted), dict(inputs))
+            found = self._session.run(list(wanted), dict(inputs), options)
         except Exception as e:
+            if stop is not None and stop.stopped:
+                raise TimeoutError("the inference was ended") from e
+            _check_memory(e)
             raise FormatError(f"the model does not run on these inputs: {_reason(e)}") from e
         return {name: np.asarray(value) for name, value in zip(wanted, found, strict=True)}
 
@@ -86,6 +96,12 @@ def _signature(node: Any) -> Signature:  # noqa: ANN401 - onnxruntime's NodeArg 
     if datatype is None:
         raise FormatError(f"{node.name} is a {node.type}; only tensors of {', '.join(DATATYPES.values())} are served")
     return Signature(node.name, datatype, tuple(d if isinstance(d, int) else -1 for d in node.shape))
+
+
+def _check_memory(error: Exception) -> None:
+    """Raise MemoryError if that is what onnxruntime means; only its message tells."""
+    if any(words in str(error) for words in ("bad_alloc", "bad allocation", "Failed to allocate memory")):
+        raise MemoryError from error
 
 
 def _reason(error: Exception) -> str:

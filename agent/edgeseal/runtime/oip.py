@@ -140,7 +140,7 @@ def from_raw(datatype: str, shape: Sequence[int], data: bytes, name: str) -> Arr
     expected = math.prod(shape) * dtype.itemsize
     if len(data) != expected:
         raise FormatError(f"{name!r}: {len(data)} bytes where {datatype} {list(shape)} has {expected}")
-    if datatype == "BOOL" and any(b > 1 for b in data):
+    if datatype == "BOOL" and data and np.frombuffer(data, np.uint8).max() > 1:
         raise FormatError(f"{name!r}: a BOOL is a byte of 0 or 1")
     return np.frombuffer(data, dtype).reshape(tuple(shape))
 
@@ -166,10 +166,10 @@ def from_json(datatype: str, shape: Sequence[int], data: object, name: str) -> A
         return np.array(flat, dtype=object).reshape(tuple(shape))
     dtype = _dtype(datatype, name)
     allowed = {"b": (bool,), "i": (int,), "u": (int,), "f": (int, float)}[dtype.kind]
-    if bad := next((v for v in flat if type(v) not in allowed), None):
-        raise FormatError(f"{name!r}: {str(bad)[:40]!r} is no {datatype}")
-    if dtype.kind != "b" and any(type(v) is bool for v in flat):
-        raise FormatError(f"{name!r}: a truth value is no {datatype}")
+    # By exact type: a truth value is an int to isinstance, and null would become NaN.
+    if strange := {type(v) for v in flat}.difference(allowed):
+        bad = next(v for v in flat if type(v) in strange)
+        raise FormatError(f"{name!r}: {json.dumps(bad)[:40]} is no {datatype}")
     try:
         with np.errstate(over="ignore"):
             return np.array(flat, dtype=dtype).reshape(tuple(shape))

@@ -3,7 +3,8 @@
 An engine opens the path that a tensor names. A path that leaves the release would let a model read the device's files,
 so it is refused before the engine is started. Only what leads to the paths is parsed (onnx.proto: ModelProto.graph 7,
 GraphProto.node 1, .initializer 5, .sparse_initializer 15, NodeProto.attribute 5, AttributeProto.t 5, .g 6, .tensors 10,
-.graphs 11, TensorProto.external_data 13; ModelProto.functions 25, FunctionProto.node 7).
+.graphs 11, TensorProto.external_data 13; ModelProto.functions 25, FunctionProto.node 7, .attribute_proto 11;
+ModelProto.training_info 20, TrainingInfoProto.initialization 1, .algorithm 2).
 """
 
 from __future__ import annotations
@@ -19,11 +20,13 @@ if TYPE_CHECKING:
 
 _MAX_DEPTH: Final = 32  # graphs within attributes within graphs; real models nest three
 _MAX_VARINT: Final = 70  # bits
+_MAX_TAG: Final = 2**32 - 1  # protobuf cuts longer ones off: what we took for another field, it would take for this one
 _ENTRY_KEY, _ENTRY_VALUE, _LENGTH_DELIMITED = 1, 2, 2
 # What a message of each kind leads to: field number -> kind of the message in it.
 _FIELDS: Final[dict[str, dict[int, str]]] = {
-    "model": {7: "graph", 25: "function"},
-    "function": {7: "node"},
+    "model": {7: "graph", 20: "training", 25: "function"},
+    "training": {1: "graph", 2: "graph"},
+    "function": {7: "node", 11: "attribute"},
     "graph": {1: "node", 5: "tensor", 15: "sparse"},
     "sparse": {1: "tensor", 2: "tensor"},
     "node": {5: "attribute"},
@@ -93,6 +96,8 @@ def _fields(data: memoryview, at: int, end: int) -> Iterator[tuple[int, int, int
     while at < end:
         tag, at = _varint(data, at, end)
         number, wire = tag >> 3, tag & 7
+        if number == 0 or tag > _MAX_TAG:
+            raise FormatError("not an ONNX model: a field has an impossible number")
         if wire == _LENGTH_DELIMITED:
             length, at = _varint(data, at, end)
             if length > end - at:

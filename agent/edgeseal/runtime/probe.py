@@ -8,28 +8,25 @@ from __future__ import annotations
 
 import json
 import os
-import resource
 import signal
-import subprocess
 import sys
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Final
 
 from edgeseal import cbor
 from edgeseal.errors import IncompatibleError, TemporaryError
+from edgeseal.runtime import child
 from edgeseal.runtime.contract import ProbeError
 
 if TYPE_CHECKING:
     from edgeseal.runtime.contract import Candidate
 
-_MAX_ANSWER: Final = 65_536
-_NO_ENGINE: Final = 6  # exit code of the worker: no engine for this format is installed
-_INTERPRETER_MB: Final = 1536  # address space of interpreter and engine before a model is loaded; not memory
+_NOT_ACTIVATED: Final = "the release was not activated"
 
 
 @dataclass(frozen=True, slots=True)
 class Limits:
-    """What the probe may use: wall time in seconds, memory in MiB for the model."""
+    """What the probe may use: wall time in seconds, memory in MiB beyond the size of the release's own files."""
 
     seconds: int
     memory_mb: int
@@ -40,55 +37,58 @@ def probe(candidate: Candidate, limits: Limits) -> dict[str, Any]:
 
     Raises ProbeError with the reason, IncompatibleError if no engine for the model is installed.
     """
-    question = cbor.encode(
-        {
-            "directory": str(candidate.directory),
-            "requirements": dict(candidate.requirements),
-            "tests": candidate.tests,
-        }
-    )
-    command = [sys.executable, "-I", "-m", "edgeseal.runtime.probe_worker"]
+    question = {
+        "directory": str(candidate.directory),
+        "requirements": dict(candidate.requirements),
+        "tests": candidate.tests,
+    }
     what = f"{candidate.model} release {candidate.release}"
     try:
-        done = subprocess.run(
-            command,
-            input=question,
-            capture_output=True,
-            timeout=limits.seconds,
-            check=False,
-            env={"PATH": os.defpath, "LANG": "C.UTF-8"},
-            cwd="/",
-            preexec_fn=lambda: _confine(limits),
+        ended = child.run(
+            [
+                *(sys.executable, "-I", "-m", "edgeseal.runtime.probe_worker"),
+                *(str(limits.seconds), str(limits.memory_mb), str(os.getpid())),
+            ],
+            stdin=cbor.encode(question),
+            seconds=limits.seconds,
+            environment={"PATH": os.defpath, "LANG": "C.UTF-8"},
         )
-    except subprocess.TimeoutExpired:
-        raise ProbeError(
-            f"{what} did not load and answer within {limits.seconds} s",
-            hint="the release was not activated; runtime.probe_seconds sets the limit",
-        ) from None
     except OSError as e:
         raise TemporaryError(f"the probe of {what} could not be started: {e.strerror}") from e
-    return _verdict(done, what, limits)
+    return _verdict(ended, what, limits)
 
 
-def _verdict(done: subprocess.CompletedProcess[bytes], what: str, limits: Limits) -> dict[str, Any]:
-    answer = _answer(done.stdout[-_MAX_ANSWER:])
-    if done.returncode == 0 and answer is not None:
-        return answer
-    if done.returncode == _NO_ENGINE and answer is not None:
-        raise IncompatibleError(f"{what}: {answer['reason']}", hint=answer.get("hint"))
-    if answer is not None:
-        raise ProbeError(f"{what} was refused by the probe: {answer['reason']}", hint="the release was not activated")
-    said = done.stderr.decode("utf-8", "replace").strip().splitlines()
-    if done.returncode == -signal.SIGKILL or "MemoryError" in "".join(said) or "bad_alloc" in "".join(said):
+def _verdict(ended: child.Ended, what: str, limits: Limits) -> dict[str, Any]:
+    answer = _answer(ended.stdout)
+    if ended.timed_out or ended.code == -signal.SIGXCPU:
         raise ProbeError(
-            f"{what} needs more than {limits.memory_mb} MiB to load",
-            hint="the release was not activated; runtime.probe_memory_mb sets the limit",
+            f"{what} did not load and answer within {limits.seconds} s",
+            hint=f"{_NOT_ACTIVATED}; runtime.probe_seconds sets the limit",
         )
-    how = signal.Signals(-done.returncode).name if done.returncode < 0 else f"exit code {done.returncode}"
+    if ended.code == 0 and answer is not None:
+        return answer
+    if ended.code == IncompatibleError.exit_code and answer is not None:
+        raise IncompatibleError(f"{what}: {answer['reason']}", hint=answer.get("hint"))
+    said = ended.stderr.decode("utf-8", "replace").strip().splitlines()
+    if _out_of_memory(ended, answer, said):
+        raise ProbeError(
+            f"{what} needs more than {limits.memory_mb} MiB beside its own files",
+            hint=f"{_NOT_ACTIVATED}; runtime.probe_memory_mb sets the limit",
+        )
+    if answer is not None:
+        raise ProbeError(f"{what} was refused by the probe: {answer['reason']}", hint=_NOT_ACTIVATED)
+    how = signal.Signals(-ended.code).name if ended.code < 0 else f"exit code {ended.code}"
     raise ProbeError(
-        f"{what} made the runtime crash while it was loaded ({how}{': ' + said[-1][:200] if said else ''})",
-        hint="the release was not activated",
+        f"{what} made the runtime crash while it was probed ({how}{': ' + said[-1][:200] if said else ''})",
+        hint=_NOT_ACTIVATED,
     )
+
+
+def _out_of_memory(ended: child.Ended, answer: dict[str, Any] | None, said: list[str]) -> bool:
+    """Whether memory is what it lacked; SIGKILL that is not ours comes from the kernel's out-of-memory killer."""
+    if answer is not None:
+        return answer.get("memory") is True
+    return ended.code == -signal.SIGKILL or any("MemoryError" in line or "bad_alloc" in line for line in said[-3:])
 
 
 def _answer(output: bytes) -> dict[str, Any] | None:
@@ -96,15 +96,4 @@ def _answer(output: bytes) -> dict[str, Any] | None:
         answer = json.loads(output)
     except ValueError:
         return None
-    return answer if isinstance(answer, dict) else None
-
-
-def _confine(limits: Limits) -> None:
-    """Run in the child before the worker starts: no core file with the model in it, bounded time and memory."""
-    os.setsid()
-    resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
-    resource.setrlimit(resource.RLIMIT_CPU, (limits.seconds * 4, limits.seconds * 4 + 1))
-    room = (limits.memory_mb + _INTERPRETER_MB) * 2**20
-    resource.setrlimit(resource.RLIMIT_AS, (room, room))
-    resource.setrlimit(resource.RLIMIT_FSIZE, (0, 0))
-    resource.setrlimit(resource.RLIMIT_NOFILE, (128, 128))
+    return answer if isinstance(answer, dict) and (answer.keys() & {"reason", "cases"}) else None

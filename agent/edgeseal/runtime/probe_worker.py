@@ -1,13 +1,17 @@
 """The process that loads a new model to see whether it may serve: `python -m edgeseal.runtime.probe_worker`.
 
 Question on standard input (CBOR: directory, requirements, tests), one JSON object on standard output. Exit 0: it may.
-Limits were set by the parent (edgeseal.runtime.probe); here the network goes away, where the kernel lets us.
+It confines itself before it looks at the model: limits, no privileges to gain, no network where the kernel lets us, and
+it dies with its parent. Arguments: seconds, MiB, the parent's process id.
 """
 
 from __future__ import annotations
 
 import ctypes
 import json
+import os
+import resource
+import signal
 import sys
 import time
 from pathlib import Path
@@ -18,6 +22,8 @@ from edgeseal.errors import EdgesealError, IncompatibleError, RefusedError
 from edgeseal.runtime import engine, vectors
 
 if TYPE_CHECKING:
+    from collections.abc import Sequence
+
     import numpy as np
     from numpy.typing import NDArray
 
@@ -25,14 +31,20 @@ MAX_QUESTION: Final = 64 * 2**20
 _VARYING: Final = 1  # what a dimension that may vary is set to
 _MAX_ZEROS: Final = 256 * 2**20  # bytes of made-up input; a model that declares more is tried with vectors only
 _CLONE_NEWUSER, _CLONE_NEWNET = 0x10000000, 0x40000000
+_PR_SET_PDEATHSIG, _PR_SET_NO_NEW_PRIVS = 1, 38
+_ARENAS: Final = 512 * 2**20  # address space that threads reserve and do not use
+_STATUS: Final = Path("/proc/self/status")
 
 
-def main() -> int:
+def main(argv: Sequence[str]) -> int:
     """Answer one question."""
-    _drop_network()
+    seconds, memory_mb, parent = (int(word) for word in argv)
+    _confine(seconds, parent)
     question = cast("dict[str, Any]", cbor.decode(sys.stdin.buffer.read(MAX_QUESTION), max_length=MAX_QUESTION))
+    directory = Path(question["directory"])
     try:
-        found = examine(Path(question["directory"]), question["requirements"], question["tests"])
+        _limit_memory(directory, memory_mb)
+        found = examine(directory, question["requirements"], question["tests"])
     except EdgesealError as e:
         _say({"reason": e.message, "hint": e.hint})
         return e.exit_code
@@ -40,7 +52,7 @@ def main() -> int:
         _say({"reason": str(e), "hint": None})
         return IncompatibleError.exit_code
     except MemoryError:
-        sys.stderr.write("MemoryError\n")
+        _say({"reason": "out of memory", "hint": None, "memory": True})
         return 1
     _say(found)
     return 0
@@ -84,7 +96,12 @@ def _check_declared(found: Any, declared: object, what: str) -> None:  # noqa: A
 def _run_vectors(model: engine.Engine, cases: vectors.Vectors) -> int:
     from edgeseal.runtime import oip
 
+    declared = {s.name: s for s in model.inputs}
     for number, case in enumerate(cases.cases, 1):
+        if unknown := sorted(case.inputs.keys() ^ declared.keys()):
+            raise RefusedError(
+                f"acceptance vector {number}: input {unknown[0]!r} is not in both; the model has {', '.join(declared)}"
+            )
         inputs = {name: oip.from_raw(t.datatype, t.shape, t.data, name) for name, t in case.inputs.items()}
         got = model.infer(inputs, list(case.outputs))
         for name, expected in case.outputs.items():
@@ -122,12 +139,41 @@ def _say(answer: dict[str, object]) -> None:
     sys.stdout.flush()
 
 
-def _drop_network() -> None:
-    """Enter an empty network namespace; where unprivileged namespaces are off, rlimits and the review remain."""
+def _confine(seconds: int, parent: int) -> None:
+    """Give up everything a model has no use for, before anything of it is read."""
     libc = ctypes.CDLL(None, use_errno=True)
+    libc.prctl(_PR_SET_PDEATHSIG, signal.SIGKILL, 0, 0, 0)
+    if os.getppid() != parent:  # it died before the line above
+        sys.exit(1)
+    libc.prctl(_PR_SET_NO_NEW_PRIVS, 1, 0, 0, 0)
+    # An empty network namespace; where unprivileged namespaces are off, the unit's own rules remain.
     if libc.unshare(_CLONE_NEWNET) != 0:
         libc.unshare(_CLONE_NEWUSER | _CLONE_NEWNET)
+    resource.setrlimit(resource.RLIMIT_CORE, (0, 0))  # a core file would hold the model
+    resource.setrlimit(resource.RLIMIT_CPU, (seconds * 4, seconds * 4 + 1))
+    resource.setrlimit(resource.RLIMIT_FSIZE, (0, 0))
+    resource.setrlimit(resource.RLIMIT_NOFILE, (128, 128))
+
+
+def _limit_memory(directory: Path, memory_mb: int) -> None:
+    """Bound what comes on top of interpreter, engine and the release's own files, which an engine may map or copy."""
+    import edgeseal.runtime.engine_onnx  # noqa: F401 - counted before the limit, not against it
+
+    size = sum(p.lstat().st_size for p in directory.rglob("*"))
+    for limit, used, spare in (
+        (resource.RLIMIT_DATA, "VmData", 0),
+        (resource.RLIMIT_AS, "VmSize", _ARENAS),
+    ):
+        room = _used(used) + size + spare + memory_mb * 2**20
+        resource.setrlimit(limit, (room, room))
+
+
+def _used(field: str) -> int:
+    for line in _STATUS.read_text("ascii", "replace").splitlines():
+        if line.startswith(f"{field}:"):
+            return int(line.split()[1]) * 1024
+    raise IncompatibleError("/proc/self/status does not say how much memory this process uses")
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    sys.exit(main(sys.argv[1:]))

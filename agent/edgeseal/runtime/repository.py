@@ -4,8 +4,9 @@
     <root>/<model>/current -> <release>        replaced atomically: a reader sees the old or the new release
     <root>/<model>/.staged-<release>/          being written, readable by the agent only
 
-It must be a file system in memory: after a power cut nothing decrypted is anywhere. Where memory is too small, an
-encrypted disk can be allowed on purpose; `on_disk` then says so in the agent's status.
+Names are checked and links never followed: whoever can write beside us must not be able to turn a removal or a change
+of mode against other files. It must be a file system in memory: after a power cut nothing decrypted is anywhere. Where
+memory is too small, an encrypted disk can be allowed on purpose; `on_disk` then says so in the agent's status.
 """
 
 from __future__ import annotations
@@ -13,12 +14,12 @@ from __future__ import annotations
 import contextlib
 import os
 import shutil
-import subprocess
+import stat
 from pathlib import Path
 from typing import Final
 
-from edgeseal.errors import EdgesealError, IncompatibleError, UsageError
-from edgeseal.names import check_model_name
+from edgeseal.errors import EdgesealError, FormatError, IncompatibleError, UsageError
+from edgeseal.names import check_model_name, is_model_name
 
 CURRENT: Final = "current"
 _STAGED: Final = ".staged-"
@@ -41,10 +42,11 @@ class ModelRepository:
     def prepare(self) -> None:
         """Make the root, private to the agent and the group.
 
-        Raises IncompatibleError if it would lie on a disk, UsageError for an unknown group.
+        Raises IncompatibleError if it would lie on a disk or is somebody else's, UsageError for an unknown group.
         """
-        if not self.root.exists():
+        if not os.path.lexists(self.root):
             self.root.mkdir(mode=0o700, parents=True)
+        _check_ours(self.root)
         if self.on_disk and not self._allow_disk:
             raise IncompatibleError(
                 f"{self.root} is on a disk; decrypted models belong in memory only",
@@ -70,10 +72,11 @@ class ModelRepository:
     def stage(self, model: str, release: int) -> Path:
         """Return an empty private directory to write a release into."""
         path = self._model(model) / f"{_STAGED}{release}"
-        if not path.parent.exists():
+        if not os.path.lexists(path.parent):
             path.parent.mkdir(mode=0o700)
+        _check_ours(path.parent)
         self._own(path.parent, 0o750 if self._group else 0o700)
-        shutil.rmtree(path, ignore_errors=True)
+        _remove(path)
         path.mkdir(mode=0o700)
         return path
 
@@ -81,6 +84,8 @@ class ModelRepository:
         """Give a staged release its name and let the group read it; it is not `current` yet."""
         staged, path = self._model(model) / f"{_STAGED}{release}", self.path(model, release)
         for found in (staged, *staged.rglob("*")):
+            if found.is_symlink():
+                raise FormatError(f"{found.name} in the release is a link; releases hold plain files only")
             executable = found.is_dir() or found.stat().st_mode & 0o100
             self._own(found, (0o550 if executable else 0o440) if self._group else (0o500 if executable else 0o400))
         self.remove(model, release)
@@ -101,24 +106,30 @@ class ModelRepository:
         link.symlink_to(str(release))
         link.replace(self._model(model) / CURRENT)
 
+    def withdraw(self, model: str) -> None:
+        """Point runtimes at nothing: whoever follows `current` stops serving this model."""
+        (self._model(model) / CURRENT).unlink(missing_ok=True)
+
     def current(self, model: str) -> int | None:
         """Return the release that runtimes are pointed at and that is there, None if there is none."""
         try:
             name = str((self._model(model) / CURRENT).readlink())
         except OSError:
             return None
-        return int(name) if name.isdecimal() and (self._model(model) / name).is_dir() else None
+        return int(name) if _is_release(self._model(model) / name) else None
 
     def releases(self, model: str) -> list[int]:
         """Return the published releases, oldest first."""
         directory = self._model(model)
         if not directory.is_dir():
             return []
-        return sorted(int(p.name) for p in directory.iterdir() if p.name.isdecimal() and p.is_dir())
+        return sorted(int(p.name) for p in directory.iterdir() if _is_release(p))
 
     def models(self) -> list[str]:
-        """Return the models that have a directory here."""
-        return sorted(p.name for p in self.root.iterdir() if p.is_dir()) if self.root.is_dir() else []
+        """Return the models that have a directory here; whatever else lies there is nobody's model."""
+        if not self.root.is_dir():
+            return []
+        return sorted(p.name for p in self.root.iterdir() if is_model_name(p.name) and _is_directory(p))
 
     def remove(self, model: str, release: int) -> None:
         """Remove a release; whoever has its files open or mapped keeps them until it lets go."""
@@ -126,7 +137,7 @@ class ModelRepository:
 
     def retire(self, model: str) -> None:
         """Remove a model and its `current` link."""
-        (self._model(model) / CURRENT).unlink(missing_ok=True)
+        self.withdraw(model)
         _remove(self._model(model))
 
     def sweep(self) -> None:
@@ -141,7 +152,6 @@ class ModelRepository:
         return self.root / model
 
     def _own(self, path: Path, mode: int) -> None:
-        path.chmod(mode)
         if self._group:
             try:
                 shutil.chown(path, group=self._group)
@@ -149,10 +159,47 @@ class ModelRepository:
                 raise UsageError(
                     f"runtime.group: there is no group {self._group!r}", hint="create it, or leave the key out"
                 ) from None
+            except PermissionError:
+                raise UsageError(
+                    f"runtime.group: this user may not give files to the group {self._group!r}",
+                    hint="make the agent's user a member of it, or leave the key out",
+                ) from None
+        path.chmod(mode)  # last: the bits are for the group that is there now
+
+
+def _is_directory(path: Path) -> bool:
+    return path.is_dir() and not path.is_symlink()
+
+
+def _is_release(path: Path) -> bool:
+    name = path.name
+    return name.isascii() and name.isdecimal() and str(int(name)) == name and _is_directory(path)
+
+
+def _check_ours(directory: Path) -> None:
+    """Raise IncompatibleError unless this is a real directory of this user.
+
+    Below /dev/shm anybody can make it first and would own, and read, what is put into it. Root may act for the agent's
+    user, but not where anybody could have made the directory.
+    """
+    found = directory.lstat()
+    anybody = directory.parent.stat().st_mode & stat.S_IWOTH
+    if not stat.S_ISDIR(found.st_mode):
+        raise IncompatibleError(
+            f"{directory} is not a directory (a link is not followed)", hint="remove it, or set another paths.models"
+        )
+    if found.st_uid != os.geteuid() and (os.geteuid() or anybody):
+        raise IncompatibleError(
+            f"{directory} belongs to user {found.st_uid}; decrypted models would be that user's to read",
+            hint="remove it, or set another paths.models",
+        )
 
 
 def _remove(directory: Path) -> None:
-    """Remove a tree whose directories may be read-only."""
+    """Remove a tree whose directories may be read-only; a link goes, what it points at stays."""
+    if directory.is_symlink() or directory.is_file():
+        directory.unlink(missing_ok=True)
+        return
     for found in (directory, *directory.rglob("*")):
         if found.is_dir() and not found.is_symlink():
             found.chmod(0o700)
@@ -180,22 +227,3 @@ def _memory_available() -> int:
             if line.startswith("MemAvailable:"):
                 return int(line.split()[1]) * 1024
     return 2**62
-
-
-def run_quietly(words: list[str], *, stdin: bytes = b"", timeout: float) -> tuple[int, str]:
-    """Run a command of the owner's; return exit code and the end of what it said.
-
-    A command that hangs is killed and counts as failed.
-    """
-    try:
-        done = subprocess.run(words, input=stdin, capture_output=True, timeout=timeout, check=False, env=_environment())
-    except subprocess.TimeoutExpired:
-        return 124, f"did not end within {timeout:.0f} s"
-    except OSError as e:
-        return 127, f"cannot be started: {e.strerror}"
-    return done.returncode, (done.stderr or done.stdout).decode("utf-8", "replace").strip()[-300:]
-
-
-def _environment() -> dict[str, str]:
-    """Nothing of the agent's own environment but the path: it may hold credentials' places."""
-    return {"PATH": os.environ.get("PATH", "/usr/sbin:/usr/bin:/sbin:/bin"), "LANG": "C.UTF-8"}

@@ -1,7 +1,7 @@
 """`edgeseal-serve`: the Open Inference Protocol v2 over loopback or a UNIX socket, for what `current` points at.
 
-A request uses the model that was current when it came: on a switch the new one is loaded first, then takes over, and
-the old one goes when its last request has been answered. A release that does not load leaves the old one serving.
+A request uses the model that was current when it came; see `models` for the switch. Bodies, requests waiting and the
+time of each are bounded, so that one client cannot take the device from the others.
 
 Not here: which release is current (the agent decides), running models by process (a later floor of the same contract).
 """
@@ -11,117 +11,73 @@ from __future__ import annotations
 import argparse
 import asyncio
 import contextlib
+import functools
 import logging
 import os
 import signal
-import socket
 import sys
 import threading
 import time
+from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
 
 from edgeseal import __version__
-from edgeseal.errors import EdgesealError, FormatError, IncompatibleError, UsageError
-from edgeseal.runtime import engine
-from edgeseal.runtime.repository import ModelRepository
+from edgeseal.durable import write_atomic
+from edgeseal.errors import EdgesealError, FormatError, UsageError
+from edgeseal.runtime.engine import Stop
+from edgeseal.runtime.listen import listen
+from edgeseal.runtime.models import Models
 
 try:
     import uvicorn
     from starlette.applications import Starlette
-    from starlette.concurrency import run_in_threadpool
+    from starlette.requests import ClientDisconnect
     from starlette.responses import JSONResponse, PlainTextResponse, Response
     from starlette.routing import Route
 except ImportError as e:  # pragma: no cover - depends on what is installed
     raise ImportError("edgeseal-serve needs the extra 'serve': pip install 'edgeseal[serve,onnx]'") from e
 
-from edgeseal.runtime import oip
+try:
+    from edgeseal.runtime import oip
+except ImportError as e:  # pragma: no cover - depends on what is installed
+    raise ImportError("edgeseal-serve needs the extra 'onnx': pip install 'edgeseal[serve,onnx]'") from e
 
 if TYPE_CHECKING:
-    from collections.abc import AsyncIterator, Sequence
+    import socket
+    from collections.abc import AsyncIterator, Mapping, Sequence
 
     from starlette.requests import Request
 
-MAX_BODY: Final = 64 * 2**20
+    from edgeseal.runtime.engine import Signature
+    from edgeseal.runtime.models import Loaded
+
 _WATCH_SECONDS: Final = 0.2
+_DRAIN_SECONDS: Final = 20
 _HEADER: Final = "inference-header-content-length"
+_MIB: Final = 2**20
 
 logger = logging.getLogger("edgeseal.serve")
 
 
 @dataclass(frozen=True, slots=True)
-class Loaded:
-    """One release, ready to answer."""
+class Bounds:
+    """What requests may take: bytes of one body and of all together, inferences at once, requests waiting, seconds."""
 
-    model: str
-    release: int
-    engine: engine.Engine
-    since: float
-
-
-class Models:
-    """What is served: for each model the release that `current` names, loaded."""
-
-    def __init__(self, root: Path, *, threads: int) -> None:
-        """Nothing is loaded before `refresh`."""
-        self._repository = ModelRepository(root, allow_disk=True)
-        self._threads = threads
-        self._loaded: dict[str, Loaded] = {}
-        self._failed: dict[str, tuple[int, str]] = {}
-        self._lock = threading.Lock()
-
-    def refresh(self) -> None:
-        """Load what has become current, then forget what it replaced."""
-        with self._lock:
-            names = self._repository.models()
-            for model in names:
-                self._follow(model)
-            for gone in set(self._loaded) - set(names):
-                logger.info("%s is no longer in the repository", gone)
-                del self._loaded[gone]
-
-    def _follow(self, model: str) -> None:
-        release = self._repository.current(model)
-        serving = self._loaded.get(model)
-        if release is None or (serving and serving.release == release):
-            return
-        if self._failed.get(model, (None, ""))[0] == release:
-            return
-        try:
-            loaded = engine.load(self._repository.path(model, release), threads=self._threads)
-        except (EdgesealError, ImportError, OSError) as e:
-            self._failed[model] = (release, str(e))
-            logger.error("%s release %d does not load, %s: %s", model, release, _goes_on(serving), e)  # noqa: TRY400 - no bug of ours
-            return
-        self._failed.pop(model, None)
-        self._loaded[model] = Loaded(model, release, loaded, time.time())
-        logger.info("%s release %d serves", model, release)
-
-    def get(self, model: str, version: str | None = None) -> Loaded:
-        """Return a model that is ready.
-
-        Raises LookupError saying why it is not there.
-        """
-        found = self._loaded.get(model)
-        if found is None:
-            _, why = self._failed.get(model, (0, ""))
-            raise LookupError(f"model {model!r} is not served" + (f": {why}" if why else ""))
-        if version is not None and version != str(found.release):
-            raise LookupError(f"model {model!r} is served as version {found.release}, not {version!r}")
-        return found
-
-    def all(self) -> list[Loaded]:
-        """Return everything that is ready."""
-        return list(self._loaded.values())
-
-    def failures(self) -> dict[str, tuple[int, str]]:
-        """Return the releases that are current and do not load, with the reason."""
-        return dict(self._failed)
+    body: int = 64 * _MIB
+    bodies: int = 256 * _MIB
+    concurrency: int = 2
+    waiting: int = 64
+    seconds: float = 60.0
 
 
-def _goes_on(serving: Loaded | None) -> str:
-    return f"release {serving.release} goes on" if serving else "nothing serves this model"
+class _RefusedError(Exception):
+    """A request that is not answered with a result; carries the status."""
+
+    def __init__(self, status: int, message: str) -> None:
+        super().__init__(message)
+        self.status = status
 
 
 class Counters:
@@ -130,25 +86,27 @@ class Counters:
     def __init__(self) -> None:
         """Start from zero."""
         self._lock = threading.Lock()
-        self.requests: dict[tuple[str, int, int], int] = {}
-        self.seconds: dict[tuple[str, int], float] = {}
+        self._requests: dict[tuple[str, int, int], int] = {}
+        self._seconds: dict[tuple[str, int], float] = {}
 
     def add(self, model: str, release: int, status: int, seconds: float) -> None:
         """Count one answered request."""
         with self._lock:
             key = (model, release, status)
-            self.requests[key] = self.requests.get(key, 0) + 1
-            self.seconds[model, release] = self.seconds.get((model, release), 0.0) + seconds
+            self._requests[key] = self._requests.get(key, 0) + 1
+            self._seconds[model, release] = self._seconds.get((model, release), 0.0) + seconds
 
     def text(self, models: Models) -> str:
         """Return Prometheus' text format."""
+        with self._lock:
+            requests, seconds = sorted(self._requests.items()), sorted(self._seconds.items())
         lines = ["# TYPE edgeseal_serve_requests_total counter"]
-        for (model, release, status), n in sorted(self.requests.items()):
+        for (model, release, status), n in requests:
             labels = f'model="{model}",release="{release}",status="{status}"'
             lines.append(f"edgeseal_serve_requests_total{{{labels}}} {n}")
         lines.append("# TYPE edgeseal_serve_seconds_total counter")
-        for (model, release), seconds in sorted(self.seconds.items()):
-            lines.append(f'edgeseal_serve_seconds_total{{model="{model}",release="{release}"}} {seconds:.6f}')
+        for (model, release), spent in seconds:
+            lines.append(f'edgeseal_serve_seconds_total{{model="{model}",release="{release}"}} {spent:.6f}')
         lines.append("# TYPE edgeseal_serve_release gauge")
         lines += [f'edgeseal_serve_release{{model="{m.model}"}} {m.release}' for m in models.all()]
         return "\n".join(lines) + "\n"
@@ -157,22 +115,25 @@ class Counters:
 class Server:
     """The routes over `Models`."""
 
-    def __init__(self, models: Models, *, concurrency: int) -> None:
-        """`concurrency`: inferences at once; more wait for their turn."""
+    def __init__(self, models: Models, bounds: Bounds | None = None) -> None:
+        """Let requests beyond `bounds.concurrency` wait for their turn; send away those beyond `bounds.waiting`."""
         self.models = models
         self.counters = Counters()
-        self._turn = asyncio.Semaphore(concurrency)
+        self._bounds = bounds or Bounds()
+        self._workers = ThreadPoolExecutor(self._bounds.concurrency, thread_name_prefix="infer")
+        self._inside = 0  # requests being read, waiting or running
+        self._held = 0  # bytes of their bodies
+        self._running: set[Stop] = set()
 
     def app(self) -> Starlette:
         """Return the ASGI application; while it lives it follows the repository."""
-        versions = "/v2/models/{model}/versions/{version}"
         routes = [
             Route("/v2", self.metadata),
             Route("/v2/health/live", self.live),
             Route("/v2/health/ready", self.ready),
             Route("/metrics", self.metrics),
         ]
-        for prefix in ("/v2/models/{model}", versions):
+        for prefix in ("/v2/models/{model}", "/v2/models/{model}/versions/{version}"):
             routes += [
                 Route(prefix, self.model_metadata),
                 Route(f"{prefix}/ready", self.model_ready),
@@ -182,7 +143,7 @@ class Server:
 
     @contextlib.asynccontextmanager
     async def _lifespan(self, _app: Starlette) -> AsyncIterator[None]:
-        await run_in_threadpool(self.models.refresh)
+        await asyncio.to_thread(self.models.refresh)
         task = asyncio.create_task(self._watch())
         try:
             yield
@@ -190,11 +151,19 @@ class Server:
             task.cancel()
             with contextlib.suppress(asyncio.CancelledError):
                 await task
+            for stop in list(self._running):  # uvicorn has waited for them as long as it may
+                stop.now()
+            self._workers.shutdown(wait=False, cancel_futures=True)
 
     async def _watch(self) -> None:
         while True:
             await asyncio.sleep(_WATCH_SECONDS)
-            await run_in_threadpool(self.models.refresh)
+            try:
+                await asyncio.to_thread(self.models.refresh)
+            except Exception:  # whatever it is, what is loaded goes on
+                logger.exception("the model repository cannot be followed; it is tried again")
+
+    # About the server and its models -------------------------------------------------------------------------------
 
     async def metadata(self, _request: Request) -> Response:
         """Server metadata."""
@@ -206,7 +175,7 @@ class Server:
 
     async def ready(self, _request: Request) -> Response:
         """Answer whether every model in the repository is served."""
-        return Response(status_code=200 if self.models.all() and not self.models.failures() else 503)
+        return Response(status_code=200 if self.models.ready() else 503)
 
     async def metrics(self, _request: Request) -> Response:
         """Answer counters in Prometheus' text format."""
@@ -216,8 +185,8 @@ class Server:
         """Answer whether one model is served."""
         try:
             self._model(request)
-        except LookupError:
-            return Response(status_code=404)
+        except LookupError as e:
+            return _error(404, str(e))
         return Response(status_code=200)
 
     async def model_metadata(self, request: Request) -> Response:
@@ -233,6 +202,11 @@ class Server:
         about = {"name": loaded.model, "versions": [str(loaded.release)], "platform": loaded.engine.platform}
         return JSONResponse({**about, **sides})
 
+    def _model(self, request: Request) -> Loaded:
+        return self.models.get(request.path_params["model"], request.path_params.get("version"))
+
+    # Inference -----------------------------------------------------------------------------------------------------
+
     async def infer(self, request: Request) -> Response:
         """Run one inference."""
         started = time.monotonic()
@@ -240,53 +214,79 @@ class Server:
             loaded = self._model(request)
         except LookupError as e:
             return _error(404, str(e))
-        response = await self._infer(request, loaded)
+        try:
+            response = await self._infer(request, loaded, started + self._bounds.seconds)
+        except _RefusedError as e:
+            response = _error(e.status, str(e))
+        except ClientDisconnect:
+            response = _error(400, "the client went away")  # nobody reads it; the counters do
         self.counters.add(loaded.model, loaded.release, response.status_code, time.monotonic() - started)
         return response
 
-    async def _infer(self, request: Request, loaded: Loaded) -> Response:
+    async def _infer(self, request: Request, loaded: Loaded, deadline: float) -> Response:
+        if self._inside >= self._bounds.concurrency + self._bounds.waiting:
+            raise _RefusedError(503, f"{self._inside} requests are being served or waiting; try again later")
+        self._inside += 1
+        body = bytearray()
         try:
-            body = await _body(request)
-            parsed = oip.parse_request(body, _header_length(request))
-            async with self._turn:
-                outputs = await run_in_threadpool(_run, loaded, parsed)
-            data, head = oip.build_response(loaded.model, str(loaded.release), outputs, parsed)
-        except _TooLargeError as e:
-            return _error(413, str(e))
-        except FormatError as e:
-            return _error(400, str(e))
+            header_length = _header_length(request)
+            try:
+                async with asyncio.timeout(deadline - time.monotonic()):
+                    await self._read(request, body)
+            except TimeoutError:
+                raise _RefusedError(408, f"the request did not arrive within {self._bounds.seconds:g} s") from None
+            data, head = await self._turn(loaded, body, header_length, deadline)
+        finally:
+            self._inside -= 1
+            self._held -= len(body)
         if head is None:
             return Response(data, media_type="application/json")
         return Response(data, media_type="application/octet-stream", headers={_HEADER: str(head)})
 
-    def _model(self, request: Request) -> Loaded:
-        return self.models.get(request.path_params["model"], request.path_params.get("version"))
+    async def _read(self, request: Request, body: bytearray) -> None:
+        """Read into `body`, never more than the limits: Content-Length is only what the client says."""
+        async for piece in request.stream():
+            body += piece
+            self._held += len(piece)
+            if len(body) > self._bounds.body:
+                raise _RefusedError(413, f"the request is larger than {self._bounds.body} bytes")
+            if self._held > self._bounds.bodies:
+                raise _RefusedError(503, "all requests together are too large at the moment; try again later")
+
+    async def _turn(
+        self, loaded: Loaded, body: bytearray, header_length: int | None, deadline: float
+    ) -> tuple[bytes, int | None]:
+        """Answer in a worker thread, so that a large JSON body does not stop the others either."""
+        stop = Stop()
+        self._running.add(stop)
+        work = self._workers.submit(_answer, loaded, bytes(body), header_length, stop)
+        work.add_done_callback(functools.partial(_let_go, self._running, stop))
+        try:
+            async with asyncio.timeout(deadline - time.monotonic()):
+                return await asyncio.wrap_future(work)
+        except TimeoutError:
+            raise _RefusedError(504, f"no answer within {self._bounds.seconds:g} s") from None
+        finally:
+            stop.now()  # after a timeout, or if the server ends; of no effect on what has ended
 
 
-class _TooLargeError(Exception):
-    pass
+def _let_go(running: set[Stop], stop: Stop, _work: Future[Any]) -> None:
+    running.discard(stop)
 
 
-async def _body(request: Request) -> bytes:
-    """Read the body, never more than the limit: Content-Length is only what the client says."""
-    body = bytearray()
-    async for piece in request.stream():
-        body += piece
-        if len(body) > MAX_BODY:
-            raise _TooLargeError(f"the request is larger than {MAX_BODY} bytes")
-    return bytes(body)
+def _answer(loaded: Loaded, body: bytes, header_length: int | None, stop: Stop) -> tuple[bytes, int | None]:
+    """Return body and JSON length of the response. Raises _RefusedError, TimeoutError."""
+    try:
+        request = oip.parse_request(body, header_length)
+        outputs = _run(loaded, request, stop)
+        return oip.build_response(loaded.model, str(loaded.release), outputs, request)
+    except FormatError as e:
+        raise _RefusedError(400, str(e)) from None
+    except MemoryError:
+        raise _RefusedError(503, "not enough memory for this request") from None
 
 
-def _header_length(request: Request) -> int | None:
-    text = request.headers.get(_HEADER)
-    if text is None:
-        return None
-    if not text.isascii() or not text.isdecimal() or len(text) > 12:  # noqa: PLR2004 - far beyond any body
-        raise FormatError("Inference-Header-Content-Length must be a number")
-    return int(text)
-
-
-def _run(loaded: Loaded, request: oip.Request) -> dict[str, tuple[str, Any]]:
+def _run(loaded: Loaded, request: oip.Request, stop: Stop) -> Mapping[str, tuple[str, Any]]:
     """Check the tensors against the model's signature, run it, and say what each output is."""
     declared = {s.name: s for s in loaded.engine.inputs}
     for name, (datatype, value) in request.inputs.items():
@@ -297,11 +297,11 @@ def _run(loaded: Loaded, request: oip.Request) -> dict[str, tuple[str, Any]]:
     if unknown := [n for n in request.outputs if n not in known]:
         raise FormatError(f"there is no output {unknown[0]!r}; the model has {', '.join(known)}")
     wanted = request.outputs or list(known)
-    found = loaded.engine.infer({n: v for n, (_, v) in request.inputs.items()}, wanted)
+    found = loaded.engine.infer({n: v for n, (_, v) in request.inputs.items()}, wanted, stop)
     return {name: (known[name], found[name]) for name in wanted}
 
 
-def _check_input(name: str, datatype: str, shape: Sequence[int], declared: dict[str, engine.Signature]) -> None:
+def _check_input(name: str, datatype: str, shape: Sequence[int], declared: Mapping[str, Signature]) -> None:
     if name not in declared:
         raise FormatError(f"there is no input {name!r}; the model has {', '.join(declared)}")
     wanted = declared[name]
@@ -312,8 +312,21 @@ def _check_input(name: str, datatype: str, shape: Sequence[int], declared: dict[
         raise FormatError(f"input {name!r} has shape {list(shape)}; the model needs {list(wanted.shape)}")
 
 
+def _header_length(request: Request) -> int | None:
+    """Length of the JSON part. Raises _RefusedError, also for a body that is compressed."""
+    if request.headers.get("content-encoding", "identity") != "identity":
+        raise _RefusedError(415, "compressed requests are not taken: on this device they cost more than they save")
+    text = request.headers.get(_HEADER)
+    if text is None:
+        return None
+    if not text.isascii() or not text.isdecimal() or len(text) > 12:  # noqa: PLR2004 - far beyond any body
+        raise _RefusedError(400, "Inference-Header-Content-Length must be a number")
+    return int(text)
+
+
 def _error(status: int, message: str) -> Response:
-    return JSONResponse({"error": message}, status_code=status)
+    headers = {"Retry-After": "1"} if status == 503 else None  # noqa: PLR2004 - HTTP
+    return JSONResponse({"error": message}, status_code=status, headers=headers)
 
 
 # Command -------------------------------------------------------------------------------------------------------------
@@ -324,10 +337,10 @@ def main(argv: Sequence[str] | None = None) -> int:
     arguments = _arguments(argv)
     logging.basicConfig(level=logging.INFO, format="%(asctime)s %(levelname)s %(name)s %(message)s", stream=sys.stderr)
     try:
-        listener, url = _listen(arguments.listen)
+        bounds = _bounds(arguments)
+        listener, url = listen(arguments.listen)
         models = Models(arguments.models, threads=arguments.threads)
-        server = Server(models, concurrency=arguments.concurrency)
-        asyncio.run(_serve(server.app(), listener, url, arguments.ready_file))
+        asyncio.run(_serve(Server(models, bounds).app(), listener, url, arguments.ready_file))
     except EdgesealError as e:
         sys.stderr.write(f"error: {e}\n")
         return e.exit_code
@@ -335,48 +348,51 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 async def _serve(app: Starlette, listener: socket.socket, url: str, ready_file: Path | None) -> None:
-    config = uvicorn.Config(app, log_config=None, access_log=False, server_header=False, timeout_graceful_shutdown=20)
+    """Serve until SIGTERM or SIGINT; then answer what has begun, and tidy up."""
+    # uvicorn sends itself the signal again once it has ended in order: that must not kill us before we have tidied up.
+    for number in (signal.SIGTERM, signal.SIGINT):
+        signal.signal(number, lambda *_: None)
+    config = uvicorn.Config(
+        app, log_config=None, access_log=False, server_header=False, timeout_graceful_shutdown=_DRAIN_SECONDS
+    )
     server = uvicorn.Server(config)
     task = asyncio.create_task(server.serve(sockets=[listener]))
     while not server.started and not task.done():  # noqa: ASYNC110 - uvicorn offers no event for it
         await asyncio.sleep(0.02)
-    if server.started:
-        logger.info("answers at %s", url)
-        if ready_file is not None:
-            await run_in_threadpool(ready_file.write_text, url)
-    await task
-
-
-def _listen(address: str) -> tuple[socket.socket, str]:
-    """Bind a UNIX socket or a loopback address; anything else would put the model on the network.
-
-    Raises UsageError, IncompatibleError if the address is taken.
-    """
-    kind, _, path = address.partition(":")
     try:
-        if kind == "unix" and path:
-            with contextlib.suppress(FileNotFoundError):
-                if Path(path).is_socket():
-                    Path(path).unlink()
-            listener = socket.socket(socket.AF_UNIX)
-            listener.bind(path)
-            os.chmod(path, 0o660)  # noqa: PTH101 - the group of the socket's directory decides
-            return listener, address
-        host, _, port = address.rpartition(":")
-        if host not in {"127.0.0.1", "localhost", "[::1]"} or not port.isdecimal():
-            raise UsageError(
-                f"cannot listen on {address!r}",
-                hint="expected 127.0.0.1:PORT, [::1]:PORT or unix:PATH; it is not for a network",
-            )
-        family = socket.AF_INET6 if host == "[::1]" else socket.AF_INET
-        listener = socket.socket(family)
-        listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-        listener.bind((host.strip("[]").replace("localhost", "127.0.0.1"), int(port)))
-    except OSError as e:
-        raise IncompatibleError(
-            f"cannot listen on {address}: {e.strerror}", hint="is another edgeseal-serve running?"
-        ) from e
-    return listener, f"http://{host}:{listener.getsockname()[1]}"
+        if server.started:
+            logger.info("answers at %s", url)
+            await asyncio.to_thread(_announce, ready_file, url)
+        await task
+    finally:
+        await asyncio.to_thread(_withdraw, ready_file, url)
+    if not server.started:
+        raise EdgesealError("the server did not start; the lines above say why")
+
+
+def _announce(ready_file: Path | None, url: str) -> None:
+    if ready_file is not None:
+        write_atomic(ready_file, url.encode(), mode=0o644)
+
+
+def _withdraw(ready_file: Path | None, url: str) -> None:
+    """Leave nothing behind that says somebody answers."""
+    with contextlib.suppress(OSError):
+        if ready_file is not None:
+            ready_file.unlink(missing_ok=True)
+        if url.startswith("unix:"):
+            os.unlink(url.removeprefix("unix:"))  # noqa: PTH108 - as it was bound
+
+
+def _bounds(arguments: argparse.Namespace) -> Bounds:
+    """Return what the command line allows. Raises UsageError for numbers that mean nothing."""
+    for name in ("concurrency", "max_body_mb", "timeout"):
+        if getattr(arguments, name) < 1:
+            raise UsageError(f"--{name.replace('_', '-')} must be at least 1, not {getattr(arguments, name)}")
+    if arguments.threads < 0:
+        raise UsageError(f"--threads must be 0 (one per core) or more, not {arguments.threads}")
+    body = arguments.max_body_mb * _MIB
+    return Bounds(body=body, bodies=4 * body, concurrency=arguments.concurrency, seconds=arguments.timeout)
 
 
 def _arguments(argv: Sequence[str] | None) -> argparse.Namespace:
@@ -388,10 +404,11 @@ def _arguments(argv: Sequence[str] | None) -> argparse.Namespace:
     parser.add_argument("--ready-file", type=Path, help="write the address here once it answers")
     parser.add_argument("--threads", type=int, default=0, help="threads of one inference (0: one per core)")
     parser.add_argument("--concurrency", type=int, default=2, help="inferences at once")
+    parser.add_argument("--max-body-mb", type=int, default=64, help="largest request in MiB (all together: four times)")
+    parser.add_argument("--timeout", type=float, default=60, help="seconds for one request, waiting included")
     parser.add_argument("--version", action="version", version=f"%(prog)s {__version__}")
     return parser.parse_args(argv)
 
 
 if __name__ == "__main__":
-    signal.signal(signal.SIGPIPE, signal.SIG_DFL)
     sys.exit(main())

@@ -8,6 +8,7 @@ Without vectors a probe still feeds zeros of the declared shapes and refuses NaN
 
 from __future__ import annotations
 
+import math
 from typing import TYPE_CHECKING, Annotated, Final
 
 import msgspec
@@ -55,11 +56,15 @@ def parse(tests: object) -> Vectors | None:
     if tests is None:
         return None
     try:
-        vectors = msgspec.convert(tests, Vectors, strict=False)
+        vectors = msgspec.convert(tests, Vectors)
     except msgspec.ValidationError as e:
         raise FormatError(f"acceptance vectors: {e}") from e
     if vectors.v != VERSION:
         raise FormatError(f"acceptance vectors of version {vectors.v}; this version reads {VERSION}")
+    if not math.isfinite(vectors.atol) or not math.isfinite(vectors.rtol):
+        raise FormatError("acceptance vectors: a tolerance that is not a number accepts everything")
+    if any(not case.outputs for case in vectors.cases):
+        raise FormatError("acceptance vectors: a case without outputs accepts everything")
     return vectors
 
 
@@ -69,13 +74,29 @@ def difference(got: NDArray[np.generic], expected: NDArray[np.generic], vectors:
 
     if got.shape != expected.shape:
         return f"shape {list(got.shape)} where {list(expected.shape)} was expected"
-    if got.dtype.kind not in "fiub":
+    if got.dtype != expected.dtype:
+        return f"{got.dtype} where {expected.dtype} was expected"
+    if got.dtype.kind not in "fiu":
         return None if np.array_equal(got, expected) else "other values"
-    if vectors.top1:
-        wrong = int(np.sum(np.argmax(got, axis=-1) != np.argmax(expected, axis=-1)))
-        return f"{wrong} of {max(1, got[..., 0].size)} cases have another top-1 class" if wrong else None
+    if not np.isfinite(expected).all():
+        return "the expected values are not numbers (NaN or infinite); nothing can be held against them"
+    return _top1(got, expected) if vectors.top1 else _beyond(got, expected, vectors)
+
+
+def _top1(got: NDArray[np.generic], expected: NDArray[np.generic]) -> str | None:
+    import numpy as np
+
+    if not got.ndim or not got.size:
+        return "a top-1 class needs an axis of classes"
+    wrong = int(np.sum(np.argmax(got, axis=-1) != np.argmax(expected, axis=-1)))
+    return f"{wrong} of {got[..., 0].size} cases have another top-1 class" if wrong else None
+
+
+def _beyond(got: NDArray[np.generic], expected: NDArray[np.generic], vectors: Vectors) -> str | None:
+    import numpy as np
+
     a, b = got.astype(np.float64), expected.astype(np.float64)
-    beyond = np.abs(a - b) > vectors.atol + vectors.rtol * np.abs(b)
-    if not beyond.any():
+    far = np.abs(a - b) > vectors.atol + vectors.rtol * np.abs(b)
+    if not far.any():
         return None
-    return f"{int(beyond.sum())} of {beyond.size} values differ, by up to {float(np.abs(a - b).max()):.3g}"
+    return f"{int(far.sum())} of {far.size} values differ, by up to {float(np.abs(a - b).max()):.3g}"
