@@ -6,6 +6,7 @@ counts. What makes a slot sound, a checksum or a seal, is the caller's.
 
 from __future__ import annotations
 
+import errno
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Final
 
@@ -53,7 +54,8 @@ class TwoSlots:
     def read(self) -> Slot | None:
         """Return the newest sound slot, None if neither exists.
 
-        Raises IntegrityError if there is something but none of it is sound.
+        Raises IntegrityError if there is something but none of it is sound, OSError for a disk that fails otherwise
+        than in the blocks of a slot.
         """
         sound: list[tuple[int, bytes]] = []
         faults: list[RefusedError] = []
@@ -64,6 +66,10 @@ class TwoSlots:
                 continue
             except RefusedError as e:
                 faults.append(e)
+            except OSError as e:
+                if e.errno != errno.EIO:
+                    raise
+                faults.append(IntegrityError(f"{path.name} cannot be read", hint="the storage card is worn out"))
         if sound:
             sequence, payload = max(sound)
             return Slot(sequence, payload, damaged=bool(faults))

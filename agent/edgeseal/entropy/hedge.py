@@ -38,6 +38,8 @@ class Hedged:
 
     def drawn(self, label: str, length: int) -> Drawn:
         """Return bytes with the record of their sources."""
+        if not 0 < length <= BLOCK_LENGTH:
+            raise ValueError(f"one draw gives 1 to {BLOCK_LENGTH} bytes, not {length}")
         fresh = self._mixer.draw(label, BLOCK_LENGTH)
         self._counter += 1
         numbers = (self._counter, self._clock(), os.getpid())

@@ -12,6 +12,7 @@ the offline keys: then a version (or time) that a thief of the old keys pushed f
 
 from __future__ import annotations
 
+import errno
 import hashlib
 import os
 from dataclasses import dataclass, field, replace
@@ -128,6 +129,10 @@ def _read(path: Path) -> Floors | None:
             return Floors.from_bytes(f.read(_MAX + _DIGEST))
     except (FileNotFoundError, FormatError):
         return None
+    except OSError as e:
+        if e.errno != errno.EIO:
+            raise
+        return None  # a worn-out block spoils a slot like a torn write
 
 
 def _floor(value: object) -> Floor:
