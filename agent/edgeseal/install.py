@@ -13,6 +13,7 @@ Not here: whether the release may be installed (edgeseal.trust), and what happen
 
 from __future__ import annotations
 
+import errno
 import os
 import shutil
 import threading
@@ -157,8 +158,7 @@ def unpack(
     try:
         for entry in table.files:
             path = directory / entry.path
-            path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
-            fd = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW | os.O_CLOEXEC, entry.mode & 0o700)
+            fd = _create(path, entry.mode)
             try:
                 _allocate(fd, entry.size, entry.path)
                 # Each piece's hash is checked, and pieces add up to the file in the order of the sealed table: the
@@ -189,22 +189,22 @@ def _fetch_object(
         resumed = bool(data)
         try:
             _receive(kind, name, length, objects, data, counted)
+            store.put(kind, name, data)
+        except NoSpaceError:
+            raise  # trying again would fill the disk again
         except TemporaryError:
             if data:
                 store.keep_partial(kind, name, data)
             if attempt == TRIES:
                 raise
-            continue
-        try:
-            store.put(kind, name, data)
         except IntegrityError as e:
             store.drop_partial(kind, name)
-            if resumed:
-                continue  # perhaps only what was kept is damaged
-            raise IntegrityError(
-                e.message, hint="the server, somebody on the way or a cache changes data; nothing of it was kept"
-            ) from e
-        return
+            if not resumed:  # else perhaps only what was kept is damaged
+                raise IntegrityError(
+                    e.message, hint="the server, somebody on the way or a cache changes data; nothing of it was kept"
+                ) from e
+        else:
+            return
     raise IntegrityError(f"{kind[:-1]} {name.hex()} came damaged {TRIES} times", hint="check the server and the card")
 
 
@@ -268,6 +268,16 @@ class _Workspace:
         self.plain = memoryview(bytearray(CHUNK_MAX))
 
 
+def _create(path: Path, mode: int) -> int:
+    try:
+        path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
+        return os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW | os.O_CLOEXEC, mode & 0o700)
+    except OSError as e:
+        if e.errno in {errno.ENOSPC, errno.EDQUOT}:
+            raise NoSpaceError(f"no room for another file, {path.name}: {e.strerror}") from e
+        raise
+
+
 def _allocate(fd: int, size: int, path: str) -> None:
     """Take the room first: a full memory shows before anything was decrypted."""
     try:
@@ -302,24 +312,36 @@ def _in_threads(spaces: Sequence[S], items: Iterator[T], work: Callable[[T, S], 
     errors: list[BaseException] = []
 
     def loop(space: S) -> None:
-        while not errors:
-            with lock:
-                item = next(items, None)
-            if item is None:
-                return
-            try:
+        try:
+            while not errors:
+                with lock:
+                    item = next(items, None)
+                if item is None:
+                    return
                 work(item, space)
-            except BaseException as e:  # noqa: BLE001 - raised again by the caller's thread
-                errors.append(e)
+        except BaseException as e:  # noqa: BLE001 - raised again by the caller's thread
+            errors.append(e)
 
     threads = [threading.Thread(target=loop, args=(space,), daemon=True) for space in spaces[1:]]
+    try:
+        for thread in threads:
+            thread.start()
+        loop(spaces[0])
+    except BaseException as e:  # noqa: BLE001 - no thread could be started, or an interrupt
+        errors.append(e)
     for thread in threads:
-        thread.start()
-    loop(spaces[0])
-    for thread in threads:
-        thread.join()
+        _join(thread, errors)
     if errors:
         raise _first(errors)
+
+
+def _join(thread: threading.Thread, errors: list[BaseException]) -> None:
+    """Wait until the thread has stopped, through interrupts: the caller closes the file that it writes to."""
+    while thread.is_alive():
+        try:
+            thread.join()
+        except BaseException as e:  # noqa: BLE001 - KeyboardInterrupt, or a signal handler's SystemExit
+            errors.append(e)
 
 
 def _first(errors: list[BaseException]) -> BaseException:

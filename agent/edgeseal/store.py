@@ -11,6 +11,8 @@ Not here: who needs which object (edgeseal.install) and where they come from (ed
 
 from __future__ import annotations
 
+import contextlib
+import errno
 import hashlib
 import os
 import shutil
@@ -18,7 +20,7 @@ import threading
 from typing import TYPE_CHECKING, Final, Literal, TypeAlias
 
 from edgeseal.durable import TEMPORARY_PREFIX, fsync_directory
-from edgeseal.errors import IntegrityError
+from edgeseal.errors import IntegrityError, NoSpaceError
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator
@@ -28,6 +30,8 @@ Kind: TypeAlias = Literal["chunks", "tables"]
 KINDS: Final[tuple[Kind, ...]] = ("chunks", "tables")
 _PART: Final = ".part"
 _NAME_LENGTH: Final = 64
+_FULL: Final = frozenset({errno.ENOSPC, errno.EDQUOT, errno.EFBIG})
+_DAMAGED: Final = frozenset({errno.EIO, errno.EUCLEAN, errno.EBADMSG})  # worn flash, a broken file system
 
 
 def object_name(kind: Kind, sha256: bytes) -> str:
@@ -59,43 +63,43 @@ class ObjectStore:
     def read(self, kind: Kind, sha256: bytes, *, limit: int) -> bytes:
         """Return an object's bytes, at most `limit` + 1 of them.
 
-        Raises FileNotFoundError.
+        Raises FileNotFoundError, IntegrityError if the disk cannot read it.
         """
-        with self.path(kind, sha256).open("rb") as f:
+        with _readable(kind, sha256), self.path(kind, sha256).open("rb") as f:
             return f.read(limit + 1)
 
     def read_into(self, kind: Kind, sha256: bytes, buffer: memoryview) -> int:
         """Read an object to the start of `buffer` and return how many bytes came.
 
-        Raises FileNotFoundError.
+        Raises FileNotFoundError, IntegrityError if the disk cannot read it.
         """
-        fd = os.open(self.path(kind, sha256), os.O_RDONLY | os.O_CLOEXEC)
-        try:
-            done = 0
-            while done < len(buffer) and (n := os.readv(fd, [buffer[done:]])):
-                done += n
-            return done
-        finally:
-            os.close(fd)
+        with _readable(kind, sha256):
+            fd = os.open(self.path(kind, sha256), os.O_RDONLY | os.O_CLOEXEC)
+            try:
+                done = 0
+                while done < len(buffer) and (n := os.readv(fd, [buffer[done:]])):
+                    done += n
+                return done
+            finally:
+                os.close(fd)
 
     def put(self, kind: Kind, sha256: bytes, data: bytes | bytearray | memoryview) -> None:
         """Store an object after checking its name; durable after the next `flush`.
 
-        Raises IntegrityError, OSError. Nothing remains of what could not be stored whole.
+        Raises IntegrityError, NoSpaceError, OSError. Nothing remains of what could not be stored whole.
         """
         if hashlib.sha256(data).digest() != sha256:
             raise IntegrityError(f"{kind[:-1]} {sha256.hex()}: {len(data)} bytes came that are not it")
         path = self.path(kind, sha256)
-        self._make(path.parent)
-        temporary = path.with_name(f"{TEMPORARY_PREFIX}{threading.get_native_id()}-{path.name}")
         try:
-            with open(os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_CLOEXEC, 0o600), "wb") as f:
-                f.write(data)
-                f.flush()
-                os.fsync(f.fileno())
-            temporary.replace(path)
-        except BaseException:
-            temporary.unlink(missing_ok=True)
+            self._make(path.parent)
+            _write(path, data)
+        except OSError as e:
+            if e.errno in _FULL:
+                raise NoSpaceError(
+                    f"no room on disk for {kind[:-1]} {sha256.hex()} of {len(data):,} bytes: {e.strerror}",
+                    hint=f"free some space below {self.directory}; what has come is kept",
+                ) from e
             raise
         self._part(path).unlink(missing_ok=True)
         with self._lock:
@@ -124,10 +128,17 @@ class ObjectStore:
         return data if len(data) < length else bytearray()
 
     def keep_partial(self, kind: Kind, sha256: bytes, data: bytearray) -> None:
-        """Keep what came of an object. Not flushed: if it is lost or damaged the object is fetched from its start."""
+        """Keep what came of an object, if that is possible: never in the way of the error that broke the download.
+
+        Not flushed: if it is lost or damaged the object is fetched from its start.
+        """
         path = self.path(kind, sha256)
-        self._make(path.parent)
-        self._part(path).write_bytes(data)
+        try:
+            self._make(path.parent)
+            self._part(path).write_bytes(data)
+        except OSError:
+            with contextlib.suppress(OSError):
+                self._part(path).unlink(missing_ok=True)
 
     def drop_partial(self, kind: Kind, sha256: bytes) -> None:
         """Forget what came of an object: it was not that object."""
@@ -177,3 +188,28 @@ class ObjectStore:
     @staticmethod
     def _part(path: Path) -> Path:
         return path.with_name(path.name + _PART)
+
+
+def _write(path: Path, data: bytes | bytearray | memoryview) -> None:
+    """Give `path` its flushed content whole or not at all; the name itself is flushed later."""
+    temporary = path.with_name(f"{TEMPORARY_PREFIX}{threading.get_native_id()}-{path.name}")
+    try:
+        with open(os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_CLOEXEC, 0o600), "wb") as f:
+            f.write(data)
+            f.flush()
+            os.fsync(f.fileno())
+        temporary.replace(path)
+    except BaseException:
+        temporary.unlink(missing_ok=True)
+        raise
+
+
+@contextlib.contextmanager
+def _readable(kind: Kind, sha256: bytes) -> Iterator[None]:
+    """Say of a bad sector what it is: a damaged object, which can be fetched again."""
+    try:
+        yield
+    except OSError as e:
+        if e.errno not in _DAMAGED:
+            raise
+        raise IntegrityError(f"{kind[:-1]} {sha256.hex()} cannot be read: {e.strerror}") from e

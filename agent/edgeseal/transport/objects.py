@@ -52,7 +52,12 @@ class HttpObjects:
         Raises UsageError for something that is not an http(s) address.
         """
         parts = urlsplit(base)
-        if parts.scheme not in {"http", "https"} or not parts.hostname or parts.query or parts.username:
+        if parts.username or parts.password:
+            raise UsageError(  # without the address: it would show the password
+                "the address of an object server must not hold a user name or password",
+                hint="objects are public and encrypted; expected http(s)://host[:port]/path",
+            )
+        if parts.scheme not in {"http", "https"} or not parts.hostname or parts.query:
             raise UsageError(
                 f"{base!r} is not the address of an object server", hint="expected http(s)://host[:port]/path"
             )

@@ -45,12 +45,12 @@ class Watch:
         class Plain(HTTPConnection):
             def connect(self) -> None:
                 super().connect()
-                watch._socket = self.sock
+                watch._connected(self.sock)
 
         class Tls(HTTPSConnection):
             def connect(self) -> None:
                 super().connect()
-                watch._socket = self.sock
+                watch._connected(self.sock)
 
         class PlainPool(HTTPConnectionPool):
             ConnectionCls = Plain
@@ -59,6 +59,11 @@ class Watch:
             ConnectionCls = Tls
 
         return {"http": PlainPool, "https": TlsPool}
+
+    def _connected(self, connected: socket.socket | None) -> None:
+        self._socket = connected
+        if self.over:  # the timer fired while a name was being resolved: nobody would watch this connection
+            self._shut()
 
     def _shut(self) -> None:
         self.over = True
