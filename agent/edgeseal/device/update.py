@@ -67,7 +67,7 @@ def run(agent: Agent, *, report: bool = False) -> Pass:
     trust = agent.trust(agent.metadata_source())
     try:
         _refresh(agent, trust, done)
-        if report or _due(agent, trust):
+        if report or done.problems or _due(agent, trust):  # what cannot be restored is fetched again
             _follow_orders(agent, trust, done)
     except EdgesealError as e:
         done.errors.append(e)
@@ -133,7 +133,8 @@ def _install(agent: Agent, trust: Trust, assignment: Assignment) -> Outcome | No
     The fleet server only chooses: path, hash and length must be what the signed metadata list.
     """
     model = agent.state().model(assignment.model)
-    if model.current and model.current.release == assignment.release:
+    running = agent.models.current(assignment.model)  # not what the state says: a damaged card restores nothing
+    if model.current and model.current.release == assignment.release == running:
         return None
     info = trust.target(assignment.path)
     if info is None:
