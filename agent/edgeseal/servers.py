@@ -11,7 +11,7 @@ import msgspec
 
 from edgeseal import cbor
 from edgeseal.errors import IncompatibleError
-from edgeseal.suite import PublicKey
+from edgeseal.suite import SUITES, PublicKey
 
 TARGET_PATH: Final = "fleet/servers.cbor"
 FORMAT: Final = 1
@@ -37,8 +37,12 @@ class FleetServers(msgspec.Struct, frozen=True, array_like=True, forbid_unknown_
     keys: Annotated[list[ServerKey], msgspec.Meta(min_length=1, max_length=MAX_KEYS)]
 
     def usable(self, now: int) -> list[PublicKey]:
-        """Return keys of allowed suites that have not ended at `now` (Unix seconds), in order of preference."""
-        live = (k for k in self.keys if k.suite >= self.min_suite and k.not_after > now)
+        """Return keys of allowed suites that have not ended at `now` (Unix seconds), in order of preference.
+
+        A suite of the future is left out: it is for devices that know it. Raises FormatError for a key of a known suite
+        that does not load.
+        """
+        live = (k for k in self.keys if k.suite in SUITES and k.suite >= self.min_suite and k.not_after > now)
         return [PublicKey(k.suite, k.public) for k in live]
 
     def to_bytes(self) -> bytes:

@@ -354,6 +354,14 @@ def test_usable_server_keys_keep_their_order_and_leave_out_ended_and_weak_ones()
     assert fleet.usable(20) == []
 
 
+def test_server_key_of_a_future_suite_does_not_lock_devices_out() -> None:
+    fleet = servers.FleetServers(1, 1, [servers.ServerKey(3, b"?", 20), servers.ServerKey(1, key(1).public.raw, 20)])
+    assert [k.raw for k in fleet.usable(0)] == [key(1).public.raw]
+    broken = servers.FleetServers(1, 1, [servers.ServerKey(1, b"?", 20)])
+    with pytest.raises(FormatError):
+        broken.usable(0)
+
+
 # No secret in what a log may print ------------------------------------------------------------------------------------
 
 
