@@ -116,7 +116,8 @@ class ModelRepository:
             name = str((self._model(model) / CURRENT).readlink())
         except OSError:
             return None
-        return int(name) if _is_release(self._model(model) / name) else None
+        path = self._model(model) / name
+        return int(name) if path.name == name and _is_release(path) else None
 
     def releases(self, model: str) -> list[int]:
         """Return the published releases, oldest first."""
