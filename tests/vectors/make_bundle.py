@@ -446,6 +446,7 @@ def bad_tables() -> Iterator[tuple[str, str, str, Bundle]]:
         "half-record": ("half a record more", Bundle(edit_records=appended(bytes(54)))),
         "record-missing": ("the second file's record is not there", replace(two, edit_records=lambda d: d[:108])),
         "record-unused": ("a record that no file uses", Bundle(edit_records=appended(TWO.record(1)))),
+        "record-unused-twice": ("the only record a second time, unused", Bundle(edit_records=lambda d: d + d)),
         "entry-short": ("an entry of five", index(swapped(b"\x86\x6amodel", b"\x85\x6amodel"))),
         "path-bytes": ("a path of bytes", entry(path=b"a")),
         "size-0": ("size 0", entry(size=0)),
@@ -570,6 +571,8 @@ def cases() -> Iterator[tuple[str, dict[str, Any]]]:
     yield "key-other", document(other, "a content key that the manifest does not commit to", "refused", "key")
     short = Bundle(given_ck=noise("ck", 32)[:31])
     yield "key-short", document(short, "31 bytes", "refused", "key")
+    padded = Bundle(given_ck=noise("ck", 32) + b"\x00")  # HMAC pads its key with zeros: the commitment is the same
+    yield "key-padded", document(padded, "33 bytes, the last one zero", "refused", "key")
 
 
 def document(made: Bundle, what: str, outcome: str, step: str) -> dict[str, Any]:
