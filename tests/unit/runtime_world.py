@@ -47,6 +47,22 @@ def affine(path: Path, bias: float, *, name: str = "x", width: int = 4) -> None:
     save([node], [value(name, ["n", width])], [value("y", ["n", width])], path, initializer=weights)
 
 
+def mapped(directory: Path, bias: float, width: int = 4) -> None:
+    """Y = x + bias with the bias in a file of its own, as large models have their weights."""
+    tensor = TensorProto(name="b", data_type=TensorProto.FLOAT, dims=[1024, width], data_location=TensorProto.EXTERNAL)
+    tensor.external_data.add(key="location", value="weights.bin")
+    (directory / "weights.bin").write_bytes(np.full((1024, width), bias, np.float32).tobytes())
+    nodes = [
+        helper.make_node("Gather", ["b", "row"], ["one"]),
+        helper.make_node("ReduceSum", ["x"], ["none"], keepdims=0),
+        helper.make_node("Cast", ["none"], ["row"], to=TensorProto.INT64),
+        helper.make_node("Add", ["x", "one"], ["y"]),
+    ]
+    nodes = [*nodes[1:3], nodes[0], nodes[3]]
+    shape: list[int | str] = ["n", width]
+    save(nodes, [value("x", shape)], [value("y", shape)], directory / "model.onnx", initializer=[tensor])
+
+
 def endless(path: Path) -> None:
     """A loop that ends when its input is not zero."""
     body = helper.make_graph(
