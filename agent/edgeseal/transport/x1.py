@@ -39,7 +39,8 @@ class FleetExchange:
         parts = urlsplit(fleet_url)
         if parts.scheme not in {"http", "https"} or not parts.hostname or parts.username or parts.query:
             raise UsageError(
-                f"{fleet_url!r} is not the address of a fleet server", hint="expected http(s)://host[:port]"
+                f"{parts.scheme}://{parts.hostname or ''} is not the address of a fleet server",
+                hint="expected http(s)://host[:port]",
             )
         self._url = fleet_url.rstrip("/") + "/x1"
         self._deadline = deadline

@@ -244,7 +244,10 @@ class _Live:
 def _address(url: str) -> str:
     parts = urlsplit(url)
     if parts.scheme not in {"http", "https"} or not parts.hostname or parts.query or parts.fragment or parts.username:
-        raise UsageError(f"{url!r} is not the address of a repository", hint="expected http(s)://host[:port]/path")
+        raise UsageError(
+            f"{parts.scheme}://{parts.hostname or ''} is not the address of a repository",
+            hint="expected http(s)://host[:port]/path",
+        )
     return url if url.endswith("/") else url + "/"
 
 
