@@ -50,11 +50,13 @@ class TwoSlots:
         self._name = name
         self._wrap = wrap
         self._unwrap = unwrap
+        self._seen = 0  # the highest sequence this process read or wrote
 
     def read(self) -> Slot | None:
         """Return the newest sound slot, None if neither exists.
 
-        Raises IntegrityError if there is something but none of it is sound, OSError for a disk that fails otherwise
+        Raises IntegrityError if there is something but none of it is sound, or if this process has seen a newer one: a
+        read error in the middle of a pass must not undo what the pass has done. OSError for a disk that fails otherwise
         than in the blocks of a slot.
         """
         sound: list[tuple[int, bytes]] = []
@@ -72,6 +74,12 @@ class TwoSlots:
                 faults.append(IntegrityError(f"{path.name} cannot be read", hint="the storage card is worn out"))
         if sound:
             sequence, payload = max(sound)
+            if sequence < self._seen:
+                raise IntegrityError(
+                    f"{self._name}: the copy written last cannot be read",
+                    hint="the storage card is failing; the next pass starts from the copy before",
+                )
+            self._seen = sequence
             return Slot(sequence, payload, damaged=bool(faults))
         if faults:
             raise IntegrityError(f"{self._name}: no copy of it is sound: {faults[0].message}", hint=faults[0].hint)
@@ -79,22 +87,22 @@ class TwoSlots:
 
     def write(self, payload: bytes, *, everywhere: bool = False) -> None:
         """Make `payload` the newest; `everywhere` also replaces the older copy, so that nothing former remains."""
-        found = self._newest()
-        sequence = found + 1
-        write_atomic(self._paths[sequence % 2], self._wrap(sequence, payload))
-        if everywhere:
-            write_atomic(self._paths[(sequence + 1) % 2], self._wrap(sequence + 1, payload))
+        first = self._newest() + 1
+        for sequence in range(first, first + 1 + everywhere):
+            write_atomic(self._paths[sequence % 2], self._wrap(sequence, payload))
+            self._seen = sequence
 
     def remove(self) -> None:
         """Remove both slots."""
         for path in self._paths:
             path.unlink(missing_ok=True)
+        self._seen = 0
 
     def _newest(self) -> int:
         try:
             slot = self.read()
         except IntegrityError:
-            return 0  # the caller decided to start anew
+            return self._seen  # the caller decided to start anew
         return slot.sequence if slot else 0
 
 
