@@ -19,7 +19,6 @@ from edgeseal.errors import IntegrityError, TemporaryError, UsageError
 from edgeseal.install import _fetch_object
 from edgeseal.store import ObjectStore
 from edgeseal.transport.objects import HttpObjects
-from edgeseal.transport.watch import Watch
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -336,24 +335,6 @@ def test_deadline_is_for_everything_not_for_each_object() -> None:
         with pytest.raises(TemporaryError, match="not within 0 s"):
             fetch(objects)
     assert len(server.asked) == 1
-
-
-def test_connection_that_comes_after_the_deadline_is_shut_at_once() -> None:
-    """A name that resolves slowly must not leave a connection that nothing watches."""
-    watch = Watch()
-    with socket.create_server(("127.0.0.1", 0)) as listener:
-        pool = watch.pool_classes()["http"]("127.0.0.1", listener.getsockname()[1])
-        with watch.until(time.monotonic()):
-            while not watch.over:
-                time.sleep(0.01)
-            connection = pool.ConnectionCls("127.0.0.1", listener.getsockname()[1], timeout=5)
-            connection.connect()
-            try:
-                assert watch._socket is not None
-                assert watch._socket.recv(1) == b""
-            finally:
-                connection.close()
-                pool.close()
 
 
 def test_nobody_listens() -> None:

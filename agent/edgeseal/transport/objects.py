@@ -18,7 +18,7 @@ from urllib3.exceptions import HTTPError
 
 from edgeseal.errors import TemporaryError, UsageError
 from edgeseal.store import object_name
-from edgeseal.transport.watch import Watch
+from edgeseal.watch import Watch
 
 if TYPE_CHECKING:
     from collections.abc import Iterator

@@ -15,7 +15,7 @@ import urllib3
 from urllib3.exceptions import HTTPError
 
 from edgeseal.errors import TemporaryError, UsageError
-from edgeseal.transport.watch import Watch
+from edgeseal.watch import Watch
 
 if TYPE_CHECKING:
     from urllib3.response import BaseHTTPResponse

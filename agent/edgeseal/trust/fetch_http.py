@@ -1,7 +1,7 @@
 """Metadata and targets over HTTP, for `tuf.ngclient` and for us: bounded in bytes, in time and in patience.
 
 Against slow retrieval: a deadline for a whole refresh, a minimum rate, a limit for silence. A dripped header defeats
-socket timeouts (each byte starts a new one), so a timer shuts the socket down. Redirects are followed within the same
+socket timeouts (each byte starts a new one), so a watch shuts the socket down. Redirects are followed within the same
 origin only. An unchanged timestamp costs a 304.
 
 No proxies, no cookies, no compression (a length limit must mean what it says), no retries: the update pass retries.
@@ -10,8 +10,6 @@ No proxies, no cookies, no compression (a length limit must mean what it says), 
 from __future__ import annotations
 
 import contextlib
-import socket
-import threading
 import time
 from typing import TYPE_CHECKING, Final
 from urllib.parse import urljoin, urlsplit
@@ -24,12 +22,11 @@ from tuf.api.exceptions import (
     SlowRetrievalError,
 )
 from tuf.ngclient.fetcher import FetcherInterface
-from urllib3.connection import HTTPConnection, HTTPSConnection
-from urllib3.connectionpool import HTTPConnectionPool, HTTPSConnectionPool
 from urllib3.exceptions import HTTPError, IncompleteRead
 from urllib3.exceptions import TimeoutError as PoolTimeoutError
 
 from edgeseal.errors import UsageError
+from edgeseal.watch import Watch
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -71,9 +68,9 @@ class HttpFetcher(FetcherInterface):
         self._deadline, self._silence, self._min_rate, self._patience = deadline, silence, min_rate, patience
         self._known: tuple[str, str | None, bytes] | None = None
         self._ends = time.monotonic() + deadline
-        self._live = _Live()
+        self._watch = Watch()
         self._pools = urllib3.PoolManager(num_pools=2, maxsize=1, ca_certs=ca_file, retries=False)
-        self._pools.pool_classes_by_scheme = self._live.pool_classes()
+        self._pools.pool_classes_by_scheme = self._watch.pool_classes()
 
     def recall(self, url: str, etag: str | None, body: bytes | None) -> None:
         """Begin a refresh: start its deadline and remember the file at `url` that we have already."""
@@ -114,7 +111,7 @@ class HttpFetcher(FetcherInterface):
     def _ask(self, url: str) -> BaseHTTPResponse:
         """Send the request, follow redirects within the origin; the head must come within `silence`."""
         for _ in range(_MAX_REDIRECTS + 1):
-            with self._live.limit(min(self._ends, time.monotonic() + self._silence)):
+            with self._watch.until(min(self._ends, time.monotonic() + self._silence)):
                 response = self._pools.request(
                     "GET",
                     url,
@@ -160,7 +157,7 @@ class HttpFetcher(FetcherInterface):
 
     def _body(self, response: BaseHTTPResponse, started: float) -> Iterator[bytes]:
         received = 0
-        with self._live.limit(self._ends):
+        with self._watch.until(self._ends):
             while piece := response.read1(_PIECE):
                 received += len(piece)
                 yield piece
@@ -169,13 +166,13 @@ class HttpFetcher(FetcherInterface):
                     raise SlowRetrievalError(
                         f"{received} bytes in {took:.0f} s; {self._min_rate:.0f} a second is the least"
                     )
-        if self._live.over:
+        if self._watch.over:
             raise SlowRetrievalError(f"not finished within {self._deadline:.0f} s")
 
     def _drain(self, response: BaseHTTPResponse) -> None:
         length = response.headers.get("Content-Length", "")
         if length.isdecimal() and int(length) <= _DRAIN:
-            with self._live.limit(min(self._ends, time.monotonic() + self._silence)):
+            with self._watch.until(min(self._ends, time.monotonic() + self._silence)):
                 response.drain_conn()
                 response.release_conn()
 
@@ -186,59 +183,11 @@ class HttpFetcher(FetcherInterface):
         return left
 
     def _failure(self, error: Exception) -> DownloadError:
-        if self._live.over or isinstance(error, PoolTimeoutError | TimeoutError):
+        if self._watch.over or isinstance(error, PoolTimeoutError | TimeoutError):
             return SlowRetrievalError("the server is too slow or silent")
         if isinstance(error, IncompleteRead):
             return DownloadError("the connection ended before the file did")
         return DownloadError(f"{type(error).__name__}: {error}")
-
-
-class _Live:
-    """The socket in use, and a timer that shuts it down: the only limit that a dripping peer cannot stretch."""
-
-    def __init__(self) -> None:
-        self.over = False
-        self._socket: socket.socket | None = None
-
-    @contextlib.contextmanager
-    def limit(self, ends: float) -> Iterator[None]:
-        self.over = False
-        timer = threading.Timer(max(0.0, ends - time.monotonic()), self._shut)
-        timer.daemon = True
-        timer.start()
-        try:
-            yield
-        finally:
-            timer.cancel()
-
-    def pool_classes(self) -> dict[str, type[HTTPConnectionPool]]:
-        """Return urllib3's pools with connections that show us their socket."""
-        live = self
-
-        class Plain(HTTPConnection):
-            def connect(self) -> None:
-                super().connect()
-                live._socket = self.sock
-
-        class Tls(HTTPSConnection):
-            def connect(self) -> None:
-                super().connect()
-                live._socket = self.sock
-
-        class PlainPool(HTTPConnectionPool):
-            ConnectionCls = Plain
-
-        class TlsPool(HTTPSConnectionPool):
-            ConnectionCls = Tls
-
-        return {"http": PlainPool, "https": TlsPool}
-
-    def _shut(self) -> None:
-        self.over = True
-        if self._socket is not None:
-            with contextlib.suppress(OSError):  # closed already
-                # Not SSLSocket.shutdown: it drops the TLS state under the reader's feet.
-                socket.socket.shutdown(self._socket, socket.SHUT_RDWR)
 
 
 def _address(url: str) -> str:
