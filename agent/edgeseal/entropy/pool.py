@@ -25,7 +25,7 @@ _BOOT_ID: Final = Path("/proc/sys/kernel/random/boot_id")
 
 
 class Forked(SourceError):  # noqa: N818 - what happened is its name
-    """This process is a copy of the one that reads the device; the device and its blocks stay the other's."""
+    """The process is a copy of the one that reads the device; the device and its blocks stay the other's."""
 
 
 def boot_id(path: Path = _BOOT_ID) -> str:
@@ -46,7 +46,7 @@ class Pool:
         pid: Callable[[], int] = os.getpid,
         boot: Callable[[], str] = boot_id,
     ) -> None:
-        """The callables tell time (seconds), process and boot; tests bring their own."""
+        """Take time (seconds), process and boot from the callables; tests bring their own."""
         self._clock, self._pid, self._boot = clock, pid, boot
         self._owner = (pid(), boot())
         self._ready = threading.Condition(threading.Lock())
