@@ -12,7 +12,7 @@ import math
 from . import frame, messages
 
 QCNR, SLOPE, EXCESS, OFF_VARIANCE, OPERATING_POINT = "qcnr", "slope", "excess", "off-variance", "operating-point"
-CLIPPED, NO_CURRENT = "saturated", "no-photocurrent"
+CLIPPED = "saturated"
 
 QCNR_MIN_DB = 8.0
 EXCESS_MAX = 0.1  # c I / b
@@ -20,9 +20,6 @@ SLOPE_TOLERANCE = OFF_TOLERANCE = 0.3  # of the values the station measured
 # DNL spikes of the RP2040 (erratum E11) sit at codes 512, 1536, 2560, 3584: 6 sigma away from here
 MEAN_MIDDLE, MEAN_TOLERANCE, SIGMA_MAX = 2048, 30, 80.0
 _CURRENT_MIN = 16  # one whole code of the monitor between off and L4, or there was no light
-
-
-_Row = tuple[float, float, float]
 
 
 class CalibrationError(ValueError):
@@ -138,7 +135,7 @@ def _line(points: list[tuple[float, float]]) -> tuple[float, float]:
     return (t[0] * s[2] - t[1] * s[1]) / d, (s[0] * t[1] - s[1] * t[0]) / d
 
 
-def _det(p: _Row, q: _Row, r: _Row) -> float:
+def _det(p: tuple[float, float, float], q: tuple[float, float, float], r: tuple[float, float, float]) -> float:
     """Return the determinant of three rows of three."""
     return float(
         p[0] * (q[1] * r[2] - q[2] * r[1]) - p[1] * (q[0] * r[2] - q[2] * r[0]) + p[2] * (q[0] * r[1] - q[1] * r[0])
