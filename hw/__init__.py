@@ -1,0 +1,1 @@
+"""Open hardware of edgeseal: designs as code, with their models and checks."""
