@@ -69,10 +69,10 @@ def test_too_many_waiting_devices_are_told_to_come_back(running: Service) -> Non
 
 
 def test_failing_exchange_is_503_and_not_counted_as_waiting(running: Service, monkeypatch: pytest.MonkeyPatch) -> None:
-    def failing(_m1: bytes) -> bytes:
+    def failing(*_: object, **__: object) -> bytes:
         raise RuntimeError("broken")
 
-    monkeypatch.setattr(running, "x1", failing)
+    monkeypatch.setattr("edgeseal_host.fleet.exchanges.open_request", failing)
     assert post(running, [body(b"x")])[0]["status"] == 503
     assert running._waiting == 0
     assert b'outcome="failed"} 1.0' in running.metrics.text()

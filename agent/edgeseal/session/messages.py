@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from enum import IntEnum, IntFlag
+from functools import lru_cache
 from typing import Final, Self
 
 from edgeseal.errors import FormatError, IntegrityError
@@ -176,7 +177,12 @@ class Reply:
 
 def th0(server: PublicKey) -> bytes:
     """Transcript of the server key a request is made for."""
-    return t(b"th0", bytes([server.suite.number]), server.raw)
+    return _th0(server.suite.number, server.raw)
+
+
+@lru_cache(maxsize=16)  # a server has a handful of keys and needs this at every request
+def _th0(suite: int, server: bytes) -> bytes:
+    return t(b"th0", bytes([suite]), server)
 
 
 def request_lock(psk: bytes, th0_: bytes, device_public: bytes, header: bytes) -> tuple[bytes, bytes]:

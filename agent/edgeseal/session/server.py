@@ -45,7 +45,10 @@ if TYPE_CHECKING:
 
 COUNTER_WINDOW: Final = 1_048_576  # furthest a counter may jump: bounds what one forged jump can burn
 REKEY_ANSWER_LENGTH: Final = 32
-KNOWN_FLAGS: Final = int(Flags.REKEY | Flags.RESYNCED)  # an int: inverting an IntFlag drops unknown bits
+# Integers: inverting an IntFlag drops unknown bits, and each operation on one costs microseconds.
+REKEY: Final = int(Flags.REKEY)
+RESYNCED: Final = int(Flags.RESYNCED)
+KNOWN_FLAGS: Final = REKEY | RESYNCED
 
 logger = logging.getLogger(__name__)
 
@@ -114,10 +117,11 @@ Handler: TypeAlias = Callable[[Tx, Row, bytes], tuple[Status, bytes]]
 """Answers an accepted request in its transaction; idempotent in content, because a lost reply makes it run again."""
 
 
-class _RefusalError(Exception):
-    """The request gets a two-byte error answer."""
+class RefusalError(Exception):
+    """The request gets a two-byte error answer: `answer`."""
 
     def __init__(self, answer: bytes) -> None:
+        """Say nothing else: everybody may ask."""
         self.answer = answer
 
 
@@ -151,11 +155,11 @@ def exchange(
     """
     try:
         opened = open_request(m1, ring=ring, registry=registry, random=random, qkd=qkd)
-    except _RefusalError as e:
+    except RefusalError as e:
         return e.answer
     with registry.transaction() as tx:
-        status, body = _decide(tx, opened, handler, random)
-    return _answer(opened, Reply(status, now, body))
+        status, body = decide(tx, opened, handler, random)
+    return answer(opened, Reply(status, now, body))
 
 
 def open_request(
@@ -166,7 +170,11 @@ def open_request(
     random: Callable[[int], bytes],
     qkd: Callable[[bytes], bytes | None],
 ) -> Opened:
-    """Do steps 1 to 3 of session.md §7: everything before the transaction."""
+    """Do steps 1 to 3 of session.md §7: everything before the transaction.
+
+    Raises RefusalError. With `decide` and `answer` it is `exchange`, in three parts for a server that lets many
+    requests share one commit.
+    """
     suite, key = _server_key(m1, ring)
     th0_ = th0(key.public)
     try:
@@ -178,9 +186,9 @@ def open_request(
         plain = unpad(unlock(suite, prk1, ad, locked))
         ephemeral = PublicKey(suite, header.e_public)
     except EdgesealError:
-        raise _RefusalError(REFUSED) from None
+        raise RefusalError(REFUSED) from None
     if not plain or not 0 < header.ctr < CTR_LIMIT:
-        raise _RefusalError(REFUSED)
+        raise RefusalError(REFUSED)
     qkd_key = _qkd_key(row, header.qkd_id, qkd)
     return Opened(row, header, ephemeral, plain[0], plain[1:], qkd_key, t(b"reply", th0_, m1))
 
@@ -188,10 +196,10 @@ def open_request(
 def _server_key(m1: bytes, ring: Ring) -> tuple[int, PrivateKey]:
     """Step 1: type, suite, exact length, then the key id; only the last has an answer of its own."""
     if len(m1) < M1_PREFIX or m1[0] != 1 or m1[1] not in SUITES or not length_fits(len(m1), request_base(m1[1])):
-        raise _RefusalError(REFUSED)
+        raise RefusalError(REFUSED)
     key = ring.get((m1[1], m1[2 : 2 + KID_LENGTH]))
     if key is None:
-        raise _RefusalError(KEY_UNKNOWN)
+        raise RefusalError(KEY_UNKNOWN)
     return m1[1], key
 
 
@@ -203,20 +211,20 @@ def _nobody(suite: int, random: Callable[[int], bytes]) -> Row:
 def _qkd_key(row: Row, qkd_id: bytes, qkd: Callable[[bytes], bytes | None]) -> bytes:
     if qkd_id == NO_QKD:
         if row.needs_qkd:
-            raise _RefusalError(REFUSED)
+            raise RefusalError(REFUSED)
         return b""
     key = qkd(qkd_id)
     if key is None or len(key) != QKD_KEY_LENGTH:
-        raise _RefusalError(REFUSED)
+        raise RefusalError(REFUSED)
     return key
 
 
-def _decide(tx: Tx, opened: Opened, handler: Handler[Tx], random: Callable[[int], bytes]) -> tuple[Status, bytes]:
-    """Step 4, inside the transaction, in the order the specification proves."""
+def decide(tx: Tx, opened: Opened, handler: Handler[Tx], random: Callable[[int], bytes]) -> tuple[Status, bytes]:
+    """Step 4, inside the transaction, in the order the specification proves; returns what `answer` seals."""
     row, ctr = opened.row, opened.header.ctr
     if tx.revoked(row):
         return Status.REVOKED, b""
-    resynced = bool(opened.flags & Flags.RESYNCED)
+    resynced = bool(opened.flags & RESYNCED)
     if not tx.advance(row, ctr=ctr, tag=opened.th1[:16], lowest=ctr - COUNTER_WINDOW, resynced=resynced):
         last, tag = tx.counter(row)
         return Status.STALE, u64(last) + tag.ljust(16, b"\x00")
@@ -224,7 +232,7 @@ def _decide(tx: Tx, opened: Opened, handler: Handler[Tx], random: Callable[[int]
         tx.promote(row)
     if opened.flags & ~KNOWN_FLAGS:
         return Status.DENIED, b""
-    if opened.flags & Flags.REKEY:
+    if opened.flags & REKEY:
         return _rekey(tx, opened, random)
     return handler(tx, row, opened.body)
 
@@ -242,7 +250,8 @@ def _rekey(tx: Transaction, opened: Opened, random: Callable[[int], bytes]) -> t
     return Status.OK, x
 
 
-def _answer(opened: Opened, reply: Reply) -> bytes:
+def answer(opened: Opened, reply: Reply) -> bytes:
+    """Step 5: seal the reply. It must not leave before the transaction is on stable storage."""
     suite, row = opened.row.suite, opened.row
     prk2 = reply_keys(row.psk, opened.header.s1, opened.qkd_key, opened.th1)
     try:

@@ -20,9 +20,15 @@ class Metrics:
         )
         self.exchange_seconds = Histogram(
             "edgeseal_x1_seconds",
-            "Time inside the session code.",
+            "Time inside the session code, its group's flush included.",
             registry=self._registry,
             buckets=(0.0005, 0.001, 0.002, 0.005, 0.01, 0.05, 0.2, 1.0),
+        )
+        self.group_size = Histogram(
+            "edgeseal_x1_group_size",
+            "X1 requests that shared one flush.",
+            registry=self._registry,
+            buckets=(1, 2, 4, 8, 16, 32, 64),
         )
         self.requests = Counter(
             "edgeseal_http_requests", "Requests by part and status class.", ["part", "status"], registry=self._registry

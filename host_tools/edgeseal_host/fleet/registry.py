@@ -1,26 +1,27 @@
 """Devices and their key generations in SQL, behind the interface of `edgeseal.session.server`.
 
-One transaction writes at a time: a lock within the process, BEGIN IMMEDIATE between processes. PSKs are sealed by the
-vault. Not here: what devices are told (checkin.py).
+One transaction writes at a time: a lock within the process, BEGIN IMMEDIATE between processes. COMMIT flushes to disk,
+which is costly; X1 exchanges that wait at the same time share one (`group`). PSKs are sealed by the vault. Not here:
+what devices are told (checkin.py).
 """
 
 from __future__ import annotations
 
 import hmac
+import sqlite3
 import threading
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from typing import TYPE_CHECKING, Any, Final
 
 import sqlalchemy as sa
 
-from edgeseal.errors import NotAuthorisedError, RefusedError
+from edgeseal.errors import EdgesealError, NotAuthorisedError, RefusedError
 from edgeseal.session.server import Row
 from edgeseal.suite import PublicKey
 from edgeseal_host.fleet.prepared import Prepared
 from edgeseal_host.fleet.schema import READ, Database, assignment, device, generation
 
 if TYPE_CHECKING:
-    import sqlite3
     from collections.abc import Iterator
 
     from edgeseal.enrolment import Record
@@ -126,6 +127,43 @@ class SqlTransaction:
         return True
 
 
+class Group:
+    """Exchanges that share one commit."""
+
+    def __init__(self, connection: sqlite3.Connection, vault: Vault) -> None:
+        """Work on a connection that is inside a transaction."""
+        self._connection, self._vault = connection, vault
+
+    @contextmanager
+    def step(self) -> Iterator[SqlTransaction]:
+        """Run one exchange's part: an exception undoes this part alone and passes through.
+
+        Raises GroupLostError if the database has undone the whole group, as it does when a disk is full.
+        """
+        connection = self._connection
+        connection.execute("SAVEPOINT step")
+        try:
+            yield SqlTransaction(connection, self._vault)
+            connection.execute("RELEASE step")
+        except BaseException as e:
+            if not connection.in_transaction:
+                raise GroupLostError from e
+            connection.execute("ROLLBACK TO step")
+            connection.execute("RELEASE step")
+            raise
+
+
+class GroupLostError(EdgesealError):
+    """No step of a group was kept."""
+
+    def __init__(self) -> None:
+        """There is one thing to say."""
+        super().__init__(
+            "the registry could not write to disk: nothing of these exchanges was kept",
+            hint="look at the server's disk: is it full, read-only or failing? Devices try again by themselves",
+        )
+
+
 class SqlRegistry:
     """All devices."""
 
@@ -133,8 +171,9 @@ class SqlRegistry:
         """Use an open database and the key that seals its secrets."""
         self._database = database
         self._vault = vault
-        self._reader = database.fast.execution_options(**{READ: True})
+        self._reader = database.engine.execution_options(**{READ: True})
         self._write = threading.Lock()  # SQLite has one writer; waiting here is fair and needs no polling
+        self._writer = database.writer()
         self._local = threading.local()
 
     def find(self, kid_d: bytes) -> Row | None:
@@ -148,15 +187,27 @@ class SqlRegistry:
 
     @contextmanager
     def transaction(self) -> Iterator[SqlTransaction]:
-        """Begin a serializable transaction of an X1 exchange."""
-        connection = self._connection()
+        """Begin a serializable transaction of an X1 exchange; once it is left, it survives a power cut.
+
+        Raises EdgesealError if it could not be written.
+        """
+        with self.group() as group, group.step() as tx:
+            yield tx
+
+    @contextmanager
+    def group(self) -> Iterator[Group]:
+        """Begin a transaction of several exchanges; once it is left, all of them survive a power cut.
+
+        Raises EdgesealError if it could not be written: then nothing of it is kept.
+        """
         with self._write:
+            connection = self._writer
             connection.execute("BEGIN IMMEDIATE")
             try:
-                yield SqlTransaction(connection, self._vault)
-                connection.execute("COMMIT")
+                yield Group(connection, self._vault)
+                _commit(connection)
             except BaseException:
-                if connection.in_transaction:
+                with suppress(sqlite3.Error):
                     connection.execute("ROLLBACK")
                 raise
 
@@ -165,16 +216,16 @@ class SqlRegistry:
         return statement.run(self._connection(), values)
 
     def _connection(self) -> sqlite3.Connection:
-        """Return this thread's own connection."""
+        """Return this thread's own reader."""
         found: sqlite3.Connection | None = getattr(self._local, "connection", None)
         if found is None:
-            found = self._local.connection = self._database.driver_connection()
+            found = self._local.connection = self._database.reader()
         return found
 
     @contextmanager
     def durably(self) -> Iterator[sa.Connection]:
         """Begin a transaction that survives a power cut once it is left."""
-        with self._write, self._database.durable.begin() as connection:
+        with self._write, self._database.engine.begin() as connection:
             yield connection
 
     @contextmanager
@@ -261,6 +312,13 @@ class SqlRegistry:
         if state[0]:
             raise NotAuthorisedError(f"device {name} is revoked", hint="it gets no content key any more")
         return row
+
+
+def _commit(connection: sqlite3.Connection) -> None:
+    try:
+        connection.execute("COMMIT")
+    except sqlite3.Error as e:
+        raise GroupLostError from e
 
 
 def unknown_device(name: str) -> NotAuthorisedError:

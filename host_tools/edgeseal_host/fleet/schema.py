@@ -1,9 +1,7 @@
 """The registry's tables (SQLAlchemy Core) and how a database file is opened.
 
-Two engines on one SQLite file in WAL mode. `durable` flushes every commit: what a publisher or operator was told is
-done survives a power cut. `fast` flushes at checkpoints: a power cut may take the last X1 exchanges back, which is the
-case of a registry restored from a backup and costs each device one more round trip (docs/spec/session.md §12). Neither
-loses anything when the process is killed.
+One SQLite file in WAL mode, flushed at every commit: what a publisher, an operator or a device was told survives a
+power cut. X1 exchanges share commits (exchanges.py).
 """
 
 from __future__ import annotations
@@ -21,8 +19,8 @@ if TYPE_CHECKING:
 
 SCHEMA_VERSION: Final = 1
 BUSY_MS: Final = 10_000  # another process (`edgeseal fleet token …`) may hold the write lock for a moment
-FAST: Final = "NORMAL"  # https://sqlite.org/pragma.html#pragma_synchronous, in WAL mode
-DURABLE: Final = "FULL"
+SYNCHRONOUS: Final = "FULL"  # in WAL mode: flush at every commit (https://sqlite.org/pragma.html#pragma_synchronous)
+READER_CACHE_KIB: Final = 256  # each session thread has a reader; 2 MiB, the default, times 32 would be much
 READ: Final = "edgeseal_read"  # execution option: no transaction around a single SELECT
 
 tables = sa.MetaData()
@@ -100,32 +98,37 @@ metadata_file = sa.Table(
 
 @dataclass(frozen=True, slots=True)
 class Database:
-    """Both engines on one file."""
+    """An open database: an engine for what happens now and then, driver connections for X1."""
 
     path: Path
-    fast: sa.Engine
-    durable: sa.Engine
+    engine: sa.Engine
     _kept: list[sqlite3.Connection] = field(default_factory=list)
 
-    def driver_connection(self) -> sqlite3.Connection:
-        """Return a connection like those of `fast`, for one thread to keep; `close` closes it."""
+    def writer(self) -> sqlite3.Connection:
+        """Return a driver connection in autocommit mode; `close` closes it."""
         connection = sqlite3.connect(self.path, timeout=BUSY_MS / 1000, check_same_thread=False)
-        _set_up(connection, FAST)
+        _set_up(connection)
         self._kept.append(connection)
+        return connection
+
+    def reader(self) -> sqlite3.Connection:
+        """Return a driver connection for one thread's SELECTs."""
+        connection = self.writer()
+        connection.execute(f"PRAGMA cache_size=-{READER_CACHE_KIB}")
+        connection.execute("PRAGMA query_only=ON")
         return connection
 
     def close(self) -> None:
         """Close all connections."""
         while self._kept:
             self._kept.pop().close()
-        self.fast.dispose()
-        self.durable.dispose()
+        self.engine.dispose()
 
 
 def create(path: Path) -> None:
     """Make a new, empty database file, readable by its owner only."""
     path.touch(mode=0o600)
-    engine = _engine(path, synchronous=DURABLE)
+    engine = _engine(path)
     with engine.begin() as connection:
         tables.create_all(connection)
         connection.execute(sa.insert(setting).values(name="schema", value=str(SCHEMA_VERSION)))
@@ -139,9 +142,9 @@ def open_database(path: Path) -> Database:
     """
     if not path.is_file():
         raise EdgesealError(f"{path.name} is not there", hint="edgeseal fleet init makes it; or restore it from backup")
-    found = Database(path, _engine(path, synchronous=FAST), _engine(path, synchronous=DURABLE))
+    found = Database(path, _engine(path))
     try:
-        with found.durable.connect() as connection:
+        with found.engine.connect() as connection:
             version = connection.execute(sa.select(setting.c.value).where(setting.c.name == "schema")).scalar()
     except sa.exc.OperationalError as e:
         found.close()
@@ -160,12 +163,12 @@ def open_database(path: Path) -> Database:
     return found
 
 
-def _engine(path: Path, *, synchronous: str) -> sa.Engine:
+def _engine(path: Path) -> sa.Engine:
     engine = sa.create_engine(f"sqlite:///{path}", connect_args={"timeout": BUSY_MS / 1000, "check_same_thread": False})
 
     @sa.event.listens_for(engine, "connect")
     def _connected(connection: sqlite3.Connection, _record: object) -> None:
-        _set_up(connection, synchronous)
+        _set_up(connection)
 
     @sa.event.listens_for(engine, "begin")
     def _begun(connection: sa.Connection) -> None:
@@ -175,8 +178,8 @@ def _engine(path: Path, *, synchronous: str) -> sa.Engine:
     return engine
 
 
-def _set_up(connection: sqlite3.Connection, synchronous: str) -> None:
+def _set_up(connection: sqlite3.Connection) -> None:
     connection.isolation_level = None  # we say BEGIN ourselves
     connection.execute("PRAGMA journal_mode=WAL")
-    connection.execute(f"PRAGMA synchronous={synchronous}")
+    connection.execute(f"PRAGMA synchronous={SYNCHRONOUS}")
     connection.execute("PRAGMA foreign_keys=ON")

@@ -10,25 +10,22 @@ import logging
 import os
 import time
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import contextmanager
 from typing import TYPE_CHECKING, Final, ParamSpec, TypeVar
 
 from tuf.api.metadata import Timestamp
 
 from edgeseal.errors import TemporaryError
-from edgeseal.session.messages import KEY_UNKNOWN, REFUSED
-from edgeseal.session.server import exchange
 from edgeseal_host.fleet.checkin import CheckIn
+from edgeseal_host.fleet.exchanges import ExchangeThread, answer_group
 from edgeseal_host.fleet.logs import event
 from edgeseal_host.fleet.metrics import Metrics
 from edgeseal_host.repository import metadata
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator
+    from collections.abc import Callable, Sequence
 
     from edgeseal.session.server import Ring
     from edgeseal_host.fleet.data import Fleet
-    from edgeseal_host.fleet.registry import SqlRegistry, SqlTransaction
 
 RING_SECONDS: Final = 2.0  # how soon a rotated ring is used
 SIGN_SECONDS: Final = 60.0  # how often to look whether something must be signed again
@@ -50,8 +47,8 @@ class Service:
         self._ring: Ring = {}
         self._waiting = 0
         self._stamp: tuple[int, ...] = ()
-        # Sessions have threads of their own: a slow upload must not keep devices waiting.
-        self._sessions = ThreadPoolExecutor(max_workers=max(2, os.cpu_count() or 1), thread_name_prefix="x1")
+        # Sessions have a thread of their own: a slow upload must not keep devices waiting.
+        self._sessions = ExchangeThread(self.x1_group)
         self._workers = ThreadPoolExecutor(max_workers=8, thread_name_prefix="api")
 
     def now(self) -> int:
@@ -72,7 +69,7 @@ class Service:
 
     def stop(self) -> None:
         """Let running work end."""
-        self._sessions.shutdown(wait=True)
+        self._sessions.stop()
         self._workers.shutdown(wait=True)
 
     async def exchange(self, m1: bytes) -> bytes:
@@ -84,7 +81,7 @@ class Service:
             raise TemporaryError("too many devices at once")
         self._waiting += 1
         try:
-            return await asyncio.get_running_loop().run_in_executor(self._sessions, self.x1, m1)
+            return await self._sessions.ask(m1)
         finally:
             self._waiting -= 1
 
@@ -94,14 +91,32 @@ class Service:
 
     def x1(self, m1: bytes) -> bytes:
         """Answer one X1 request. An exception means: rolled back, the device shall try again."""
-        watched = _WatchedRegistry(self.fleet.registry)
-        with self.metrics.exchange_seconds.time():
-            answer = exchange(
-                m1, ring=self._ring, registry=watched, handler=self._handler, now=self.now(), random=os.urandom
-            )
-        outcome = {REFUSED: "refused", KEY_UNKNOWN: "key unknown"}.get(answer) or watched.outcome
-        self.metrics.exchanges.labels(outcome).inc()
-        return answer
+        (found,) = self.x1_group([m1])
+        if isinstance(found, Exception):
+            raise found
+        return found
+
+    def x1_group(self, requests: Sequence[bytes]) -> list[bytes | Exception]:
+        """Answer X1 requests under one commit: for each its answer, or why the device shall try again.
+
+        Raises EdgesealError or sqlite3.Error if nothing of the group was kept.
+        """
+        started = time.perf_counter()
+        found = answer_group(
+            requests,
+            ring=self._ring,
+            registry=self.fleet.registry,
+            handler=self._handler,
+            now=self.now(),
+            random=os.urandom,
+        )
+        seconds = time.perf_counter() - started
+        self.metrics.group_size.observe(len(found))
+        for answered in found:
+            self.metrics.exchange_seconds.observe(seconds)
+            if not isinstance(answered.answer, Exception):  # x1_http counts those
+                self.metrics.exchanges.labels(answered.outcome).inc()
+        return [answered.answer for answered in found]
 
     def refresh_ring(self) -> None:
         """Load the session ring if it was rotated, and drop previous keys whose week is over."""
@@ -141,18 +156,3 @@ class Service:
             await self.in_thread(work)
         except Exception:  # the server goes on whatever a timer meets
             logger.exception("periodic work failed")
-
-
-class _WatchedRegistry:
-    """The registry of one exchange, remembering what its transaction came to."""
-
-    def __init__(self, registry: SqlRegistry) -> None:
-        self._registry = registry
-        self.find = registry.find
-        self.outcome = "refused"
-
-    @contextmanager
-    def transaction(self) -> Iterator[SqlTransaction]:
-        with self._registry.transaction() as tx:
-            yield tx
-        self.outcome = tx.outcome
