@@ -11,13 +11,14 @@ import os
 import threading
 import time
 from collections import deque
+from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Final
 
 from edgeseal.entropy.source import SourceError
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Callable, Iterator
 
 CAPACITY: Final = 16  # blocks; a key, a nonce and a kernel feed take one each
 MAX_AGE: Final = 60.0  # seconds: what "fresh" means for a key
@@ -82,22 +83,34 @@ class Pool:
 
         Raises Forked in another process than the one that made this pool, SourceError if there is no block.
         """
-        self._same_process()
-        if not self._ready.acquire(timeout=max(timeout, 0.0)):
-            raise SourceError("no block within the time given")
-        try:
-            self._same_boot()
-            if not self._fresh() and not self._reason:
-                self._ready.wait_for(lambda: bool(self._blocks) or bool(self._reason), max(timeout, 0.0))
-            if not self._fresh():
-                raise SourceError(self._reason or "no block within the time given")
+        with self._waited(timeout):
             self._taken += 1
             _, block = self._blocks.popleft()
-        finally:
-            self._ready.release()
         data = bytes(block)
         _wipe(block)
         return data
+
+    def await_block(self, timeout: float) -> None:
+        """Wait like `take`, and take nothing. Raises as `take` does."""
+        with self._waited(timeout):
+            pass
+
+    @contextmanager
+    def _waited(self, timeout: float) -> Iterator[None]:
+        """Hold the lock, with at least one fresh block there."""
+        self._same_process()
+        timeout = max(timeout, 0.0)
+        if not self._ready.acquire(timeout=timeout):
+            raise SourceError("no block within the time given")
+        try:
+            self._same_boot()
+            if not self._fresh():
+                self._ready.wait_for(lambda: bool(self._blocks) or bool(self._reason), timeout)
+            if not self._fresh():
+                raise SourceError(self._reason or "no block within the time given")
+            yield
+        finally:
+            self._ready.release()
 
     def drop(self) -> int:
         """Wipe every block; return how many there were."""
