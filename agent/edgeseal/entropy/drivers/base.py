@@ -75,13 +75,13 @@ class Replayed(Refused):
 class Symbols:
     """What one sample of a driver is, and what is claimed about it."""
 
-    bits: int  # width of one sample: 1, 8, 12 or 16
+    bits: int  # width of one sample: 1, 8, 10, 12 or 16
     claim: float  # min-entropy claimed per sample, bits; what blocks are counted with, never more than was argued for
     raw: bool  # raw noise (health tests mean something) or already conditioned by the device (they mean little)
 
     def __post_init__(self) -> None:
         """Refuse a claim that no sample of that width can hold."""
-        if self.bits not in (1, 8, 12, 16) or not 0 <= self.claim <= self.bits:
+        if self.bits not in (1, 8, 10, 12, 16) or not 0 <= self.claim <= self.bits:
             raise ValueError(f"a sample of {self.bits} bits cannot carry {self.claim} bits of entropy")
 
 

@@ -1,0 +1,156 @@
+"""What is attached: USB devices, serial ports, the kernel's generator.
+
+Nothing is claimed here. A vendor and product number alone never makes a source: those of FTDI chips and of the test
+PID are shared by thousands of products, so strings decide, and opening checks everything again (pins.py, handshakes).
+Serial ports without a known number are never written to unless the operator names them in `probe`.
+"""
+
+from __future__ import annotations
+
+import re
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any, Final
+
+from serial.tools import list_ports
+
+from edgeseal.entropy.drivers import (
+    chaoskey,
+    comscire,
+    hwrng,
+    infnoise,
+    onerng,
+    qcicada,
+    quantis,
+    stick,
+    swiftrng,
+    truerng,
+)
+from edgeseal.entropy.drivers.base import Description, Driver, DriverError, Found
+from edgeseal.entropy.drivers.replay import PROFILE as FILE_PROFILE
+from edgeseal.entropy.drivers.replay import Replay
+from edgeseal.entropy.drivers.usb import attached, fresh_backend
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterable, Iterator
+    from pathlib import Path
+
+    from edgeseal.entropy.drivers.base import Options, Profile, Symbols
+    from edgeseal.entropy.drivers.pins import Pin
+    from edgeseal.entropy.drivers.usb import Attached
+
+
+@dataclass(frozen=True, slots=True)
+class _Usb:
+    pin: Pin
+    profile: Profile
+    open: Callable[[Attached, Options], Driver]
+
+
+@dataclass(frozen=True, slots=True)
+class _Serial:
+    ids: frozenset[tuple[int, int]]
+    product: str  # regular expression
+    profile: Profile
+    open: Callable[[Description, Options], Driver]
+
+
+USB: Final = (
+    _Usb(stick.PIN, stick.PROFILE, stick.Stick),
+    _Usb(chaoskey.PIN, chaoskey.PROFILE, chaoskey.ChaosKey),
+    _Usb(quantis.PIN, quantis.PROFILE, quantis.Quantis),
+    _Usb(infnoise.PIN, infnoise.PROFILE, infnoise.InfiniteNoise),
+    _Usb(comscire.PIN, comscire.PROFILE, comscire.ComScire),
+)
+SERIAL: Final = (
+    _Serial(truerng.IDS, truerng.PRODUCT, truerng.PROFILE, truerng.TrueRng),
+    _Serial(onerng.IDS, r".*", onerng.PROFILE, onerng.OneRng),
+    _Serial(swiftrng.IDS, r".*", swiftrng.PROFILE, swiftrng.SwiftRng),
+)
+_IDS: Final = frozenset[tuple[int, int]]().union(*(u.pin.ids for u in USB))
+
+
+def scan(
+    backend: Any = None,  # noqa: ANN401 -- pyusb has no types
+    *,
+    ports: Callable[[], Iterable[Any]] = list_ports.comports,
+    probe: Iterable[str] = (),
+    kernel: Callable[[], Description | None] = hwrng.describe,
+) -> list[Found]:
+    """Return every source that is attached now, in the order USB, serial, kernel.
+
+    `backend`: a pyusb backend; by default a new libusb context, for an old one may not see a replug. `probe`: serial
+    ports that the operator says carry a QCicada. Raises DriverError if the bus cannot be scanned at all.
+    """
+    found = [*_usb(backend if backend is not None else fresh_backend()), *_serial(ports()), *_probed(probe)]
+    description = kernel()
+    if description is not None:
+        found.append(_described(description, hwrng.PROFILE, hwrng.HwRng))
+    return found
+
+
+def recording(path: Path, symbols: Symbols) -> Found:
+    """Return a file of samples as a source; opening it is refused outside the lab."""
+    return Found(
+        Description(FILE_PROFILE.name, str(path)), FILE_PROFILE, lambda options: Replay(path, symbols, options)
+    )
+
+
+def _usb(backend: Any) -> Iterator[Found]:  # noqa: ANN401
+    for device in attached(backend, lambda vid, pid: (vid, pid) in _IDS):
+        try:
+            texts = device.texts()
+        except DriverError:
+            texts = None  # no permission, or going away just now
+        finally:
+            device.release()
+        for kind in USB:
+            if (device.vid, device.pid) in kind.pin.ids and _is(kind.pin, texts):
+                yield _found_usb(kind, device, texts or (None, None, None))
+
+
+def _is(pin: Pin, texts: tuple[str | None, str | None, str | None] | None) -> bool:
+    """Whether to list a device under a profile: by its name, or because the number belongs to that product alone.
+
+    A device that only looks like one is listed all the same, so that opening it says why it is refused.
+    """
+    if pin.dedicated:
+        return True
+    if texts is None:  # not allowed to look: opening it says so; but an FTDI chip may be anybody's serial cable
+        return pin.product is not None and pin.manufacturer != infnoise.PIN.manufacturer
+    named = pin.product or pin.serial
+    text = texts[1] if pin.product else texts[2]
+    return named is not None and re.fullmatch(named, text or "") is not None
+
+
+def _found_usb(kind: _Usb, device: Attached, texts: tuple[str | None, str | None, str | None]) -> Found:
+    description = Description(kind.profile.name, device.path, device.vid, device.pid, *texts)
+    return Found(description, kind.profile, lambda options: kind.open(device, options))
+
+
+def _serial(ports: Iterable[Any]) -> Iterator[Found]:
+    for port in sorted(ports, key=lambda p: str(p.device)):
+        for kind in SERIAL:
+            if (port.vid, port.pid) in kind.ids and re.fullmatch(kind.product, port.product or ""):
+                description = Description(
+                    kind.profile.name,
+                    port.device,
+                    port.vid,
+                    port.pid,
+                    _clean(port.manufacturer),
+                    _clean(port.product),
+                    _clean(port.serial_number),
+                )
+                yield _described(description, kind.profile, kind.open)
+
+
+def _probed(probe: Iterable[str]) -> Iterator[Found]:
+    for path in probe:
+        yield _described(Description(qcicada.PROFILE.name, path), qcicada.PROFILE, qcicada.QCicada)
+
+
+def _described(description: Description, profile: Profile, opener: Callable[[Description, Options], Driver]) -> Found:
+    return Found(description, profile, lambda options: opener(description, options))
+
+
+def _clean(text: str | None) -> str | None:
+    return None if text is None else "".join(c if c.isprintable() else "?" for c in text)[:126]
