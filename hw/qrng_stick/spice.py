@@ -80,6 +80,7 @@ edgeseal QRNG stick, front end
 .model ideal d(is={SATURATION_CURRENT} n=1 rs=0 cjo=0)
 {_op_amp(v)}
 Vdd avdd 0 {v.supply:.6g}
+Vref vref 0 {v.supply:.6g}
 * photocurrent with its shot noise
 Vd k 0 0 ac 1
 D1 k 0 ideal
@@ -93,7 +94,7 @@ Rf sum tia {v.r_f:.6g}
 Cf sum tia {v.c_f:.6g}
 X1 bias sum tia opamp
 * half the reference
-Rm1 avdd mid {v.r_mid:.6g}
+Rm1 vref mid {v.r_mid:.6g}
 Rm2 mid 0 {v.r_mid:.6g}
 Cm mid 0 {v.c_mid:.6g}
 X4 mid vmid vmid opamp

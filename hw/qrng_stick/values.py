@@ -107,6 +107,22 @@ class FrontEnd:
 
 
 NOMINAL = FrontEnd()
+
+SPREAD = {  # relative, worst case over parts; op_amp.* are fields of the op-amp
+    "supply": 0.02,  # LP5907
+    "diode_capacitance": 0.3,
+    "stray_capacitance": 0.5,
+    "r_f": 0.001,
+    "c_f": 0.10,  # +-0.25 pF and as much again from the tracks
+    "r_g": 0.001,
+    "c_g": 0.05,
+    "r_fb": 0.001,
+    "c_fb": 0.05,
+    "c_adc": 0.05,
+    "op_amp.gain_bandwidth": 0.3,
+    "op_amp.voltage_noise": 0.3,
+}
+"""What parts may differ by; the acceptance limits of a board follow from it."""
 NOMINAL_CURRENT = 10e-6
 """Photocurrent the stick runs at: 1.0 V across r_f."""
 
