@@ -30,7 +30,7 @@ if TYPE_CHECKING:
 
 MAX_TEXT: Final = 126  # characters of a string descriptor: (255 - 2) / 2
 CONTROL_TIMEOUT: Final = 0.5  # seconds for one control request
-SILENCE: Final = 0.75  # seconds without a byte (three reads of 250 ms) before the device is reset, once
+SILENCE: Final = 0.7  # seconds without a byte (three reads of a little under 250 ms) before the device is reset, once
 _GONE: Final = frozenset({errno.ENODEV, errno.EIO, errno.EPROTO, errno.ENXIO, errno.ESHUTDOWN, errno.ENOENT})
 _SONAME: Final = "libusb-1.0.so.0"
 
@@ -83,9 +83,17 @@ class Attached:
             raw = usb.util.get_string(self.device, index)
         except usb.core.USBError as e:
             raise error_of(e, self.path, f"reading string descriptor {index}") from e
-        except (ValueError, IndexError, NotImplementedError) as e:  # pyusb's words for "vanished while being asked"
-            raise Gone(f"{self.path}: no string descriptor {index}: {e}") from e
+        except (ValueError, IndexError, NotImplementedError) as e:
+            raise self._unreadable(index, e) from e
         return "".join(c if c.isprintable() else "?" for c in raw or "")[:MAX_TEXT]
+
+    def _unreadable(self, index: int, e: Exception) -> DriverError:
+        """Find out why a string could not be had: pyusb says ValueError for no permission and for "just unplugged"."""
+        try:
+            self.device.ctrl_transfer(0x80, 0x00, 0, 0, 2, _ms(CONTROL_TIMEOUT))  # GET_STATUS, USB 2.0 §9.4.5
+        except usb.core.USBError as why:
+            return error_of(why, self.path, f"reading string descriptor {index}")
+        return Refused(f"{self.path}: has no string descriptor {index} although its descriptors name one: {e}")
 
     def texts(self) -> tuple[str | None, str | None, str | None]:
         """Return manufacturer, product and serial. Raises DriverError."""
