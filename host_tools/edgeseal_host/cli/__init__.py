@@ -41,7 +41,16 @@ _COMMANDS: Final[dict[str, _Entry]] = {
         "Build, inspect, verify, publish and export models.",
     ),
     "device": _Entry("edgeseal_host.cli.device", "Enrol, list and revoke devices."),
-    "fleet": _Entry("edgeseal_host.cli.fleet", "Run a fleet server.", extra="server"),
+    "fleet": _Entry(
+        "edgeseal_host.cli.fleet",
+        "Run a fleet server.",
+        extra="server",
+        attached={
+            "rotate": "edgeseal_host.cli.fleet_upkeep:rotate",
+            "restored": "edgeseal_host.cli.fleet_upkeep:restored",
+            "upgrade": "edgeseal_host.cli.fleet_upkeep:upgrade",
+        },
+    ),
 }
 
 

@@ -1,7 +1,7 @@
-"""`edgeseal fleet`: make and run a fleet server, its tokens and keys; say which devices run what.
+"""`edgeseal fleet`: make and run a fleet server and its tokens; say which devices run what.
 
-Not here: what a server does (edgeseal_host.fleet). `assign`, `unassign` and `assignments` talk to a running server;
-all others work on its directory.
+Not here: what a server does (edgeseal_host.fleet), and its upkeep (fleet_upkeep.py). `assign`, `unassign` and
+`assignments` talk to a running server; all others work on its directory.
 """
 
 from __future__ import annotations
@@ -18,7 +18,6 @@ from edgeseal.errors import UsageError
 from edgeseal_host.cli import output
 from edgeseal_host.cli.options import client, server_options
 from edgeseal_host.fleet.data import DataDirectory
-from edgeseal_host.fleet.rings import RINGS
 from edgeseal_host.fleet.wire import SCOPES
 
 if TYPE_CHECKING:
@@ -92,37 +91,6 @@ def serve(data: Path, listen: str, ready_file: Path | None) -> None:
     from edgeseal_host.fleet.serve import serve as run
 
     run(DataDirectory(data), listen=listen, ready_file=ready_file)
-
-
-@group.command()
-@data_option
-@click.argument("ring", type=click.Choice(RINGS))
-@click.option("--force", is_flag=True, help="Rotate session keys although devices do not know the next one yet.")
-@output.json_option
-def rotate(data: Path, ring: str, force: bool) -> None:  # noqa: FBT001 - click's signature
-    """Make the next key of a ring the current one; a running server follows within seconds."""
-    DataDirectory(data).rotate(ring, now=_now(), force=force)
-    what = {
-        "session": "announce the new next key: edgeseal repo stage DIR --fleet public.json, sign, publish",
-        "wrap": "give publishers the new public.json; envelopes for the former key still open",
-        "enrol": "give workstations the new public.json; records for the former key still open",
-    }[ring]
-    output.emit({"rotated": ring, "next": what}, f"{ring} keys rotated\nnext: {what}")
-
-
-@group.command()
-@data_option
-@output.json_option
-def restored(data: Path) -> None:
-    """Tell a registry that came from a backup that devices have counted on since (stop the server first)."""
-    from edgeseal.durable import locked
-
-    directory = DataDirectory(data)
-    directory.url()
-    with locked(data / "serve.lock"), directory.open() as fleet:
-        devices = fleet.registry.after_restore()
-    text = f"{devices} devices will resynchronise at their next exchange; ignore clone alarms until then"
-    output.emit({"devices": devices}, text)
 
 
 @group.group()

@@ -107,7 +107,7 @@ class Database:
     def writer(self) -> sqlite3.Connection:
         """Return a driver connection in autocommit mode; `close` closes it."""
         connection = sqlite3.connect(self.path, timeout=BUSY_MS / 1000, check_same_thread=False)
-        _set_up(connection)
+        set_up(connection)
         self._kept.append(connection)
         return connection
 
@@ -140,12 +140,30 @@ def open_database(path: Path) -> Database:
 
     Raises IncompatibleError for another schema version, EdgesealError for a file that is not a registry.
     """
+    version, found = _opened(path)
+    if version != SCHEMA_VERSION:
+        found.close()
+        raise other_version(path.name, version)
+    return found
+
+
+def version_of(path: Path) -> int:
+    """Return the schema version of a database file.
+
+    Raises EdgesealError for a file that is not a registry.
+    """
+    version, found = _opened(path)
+    found.close()
+    return version
+
+
+def _opened(path: Path) -> tuple[int, Database]:
     if not path.is_file():
         raise EdgesealError(f"{path.name} is not there", hint="edgeseal fleet init makes it; or restore it from backup")
     found = Database(path, _engine(path))
     try:
         with found.engine.connect() as connection:
-            version = connection.execute(sa.select(setting.c.value).where(setting.c.name == "schema")).scalar()
+            value = connection.execute(sa.select(setting.c.value).where(setting.c.name == "schema")).scalar()
     except sa.exc.OperationalError as e:
         found.close()
         if "locked" in str(e.orig):
@@ -154,13 +172,19 @@ def open_database(path: Path) -> Database:
     except sa.exc.DatabaseError as e:
         found.close()
         raise EdgesealError(f"{path.name} is not a fleet registry: {e.orig}", hint="restore it from backup") from e
-    if version != str(SCHEMA_VERSION):
+    if value is None or not value.isdigit():
         found.close()
-        raise IncompatibleError(
-            f"{path.name} has schema version {version}; this edgeseal works with {SCHEMA_VERSION}",
-            hint="use the edgeseal version that wrote it",
-        )
-    return found
+        raise EdgesealError(f"{path.name} does not say which registry it is", hint="restore it from backup")
+    return int(value), found
+
+
+def other_version(name: str, found: int) -> IncompatibleError:
+    """Return the error for a registry of another schema version."""
+    older = found < SCHEMA_VERSION
+    return IncompatibleError(
+        f"{name} has schema version {found}; this edgeseal works with {SCHEMA_VERSION}",
+        hint="stop the server, then: edgeseal fleet upgrade --data DIR" if older else "use the edgeseal that wrote it",
+    )
 
 
 def _engine(path: Path) -> sa.Engine:
@@ -168,7 +192,7 @@ def _engine(path: Path) -> sa.Engine:
 
     @sa.event.listens_for(engine, "connect")
     def _connected(connection: sqlite3.Connection, _record: object) -> None:
-        _set_up(connection)
+        set_up(connection)
 
     @sa.event.listens_for(engine, "begin")
     def _begun(connection: sa.Connection) -> None:
@@ -178,7 +202,8 @@ def _engine(path: Path) -> sa.Engine:
     return engine
 
 
-def _set_up(connection: sqlite3.Connection) -> None:
+def set_up(connection: sqlite3.Connection) -> None:
+    """Make a driver connection one of this registry's: autocommit, WAL, flushed, foreign keys kept."""
     connection.isolation_level = None  # we say BEGIN ourselves
     connection.execute("PRAGMA journal_mode=WAL")
     connection.execute(f"PRAGMA synchronous={SYNCHRONOUS}")

@@ -1,0 +1,66 @@
+"""`edgeseal fleet rotate|restored|upgrade`: what is done to a fleet server's directory once in a while.
+
+Not here: what these do (edgeseal_host.fleet).
+"""
+
+from __future__ import annotations
+
+import time
+from typing import TYPE_CHECKING
+
+import click
+
+from edgeseal.durable import locked
+from edgeseal_host.cli import output
+from edgeseal_host.cli.fleet import data_option
+from edgeseal_host.fleet.data import DataDirectory
+from edgeseal_host.fleet.rings import RINGS
+
+if TYPE_CHECKING:
+    from pathlib import Path
+
+
+@click.command()
+@data_option
+@click.argument("ring", type=click.Choice(RINGS))
+@click.option("--force", is_flag=True, help="Rotate session keys although devices do not know the next one yet.")
+@output.json_option
+def rotate(data: Path, ring: str, force: bool) -> None:  # noqa: FBT001 - click's signature
+    """Make the next key of a ring the current one; a running server follows within seconds."""
+    DataDirectory(data).rotate(ring, now=int(time.time()), force=force)
+    what = {
+        "session": "announce the new next key: edgeseal repo stage DIR --fleet public.json, sign, publish",
+        "wrap": "give publishers the new public.json; envelopes for the former key still open",
+        "enrol": "give workstations the new public.json; records for the former key still open",
+    }[ring]
+    output.emit({"rotated": ring, "next": what}, f"{ring} keys rotated\nnext: {what}")
+
+
+@click.command()
+@data_option
+@output.json_option
+def restored(data: Path) -> None:
+    """Tell a registry that came from a backup that devices have counted on since (stop the server first)."""
+    directory = DataDirectory(data)
+    directory.url()
+    with locked(data / "serve.lock"), directory.open() as fleet:
+        devices = fleet.registry.after_restore()
+    text = f"{devices} devices will resynchronise at their next exchange; ignore clone alarms until then"
+    output.emit({"devices": devices}, text)
+
+
+@click.command()
+@data_option
+@output.json_option
+def upgrade(data: Path) -> None:
+    """Bring a registry that an older edgeseal wrote to this version (stop the server first)."""
+    from edgeseal_host.fleet import schema
+    from edgeseal_host.fleet.upgrade import upgrade as run
+
+    directory = DataDirectory(data)
+    directory.url()
+    with locked(data / "serve.lock"):
+        found, copy = run(directory.database)
+    result = {"from": found, "to": schema.SCHEMA_VERSION, "copy": None if copy is None else str(copy)}
+    done = f"upgraded from schema {found} to {schema.SCHEMA_VERSION}; the former registry is {copy}"
+    output.emit(result, f"schema {found} is this version's: nothing to do" if copy is None else done)
