@@ -19,6 +19,7 @@ if TYPE_CHECKING:
 
 SUFFIXES: Final = (".0", ".1")
 MAX_LENGTH: Final = 4 * 2**20
+_Mark = tuple[int, int, int]  # inode, time and size: each write makes a new file
 
 
 @dataclass(frozen=True, slots=True)
@@ -51,14 +52,24 @@ class TwoSlots:
         self._wrap = wrap
         self._unwrap = unwrap
         self._seen = 0  # the highest sequence this process read or wrote
+        self._last: tuple[list[_Mark | None], Slot] | None = None
 
     def read(self) -> Slot | None:
         """Return the newest sound slot, None if neither exists.
 
         Raises IntegrityError if there is something but none of it is sound, or if this process has seen a newer one: a
         read error in the middle of a pass must not undo what the pass has done. OSError for a disk that fails otherwise
-        than in the blocks of a slot.
+        than in the blocks of a slot. Files that have not changed since are not read again: a pass asks a dozen times.
         """
+        marks = [_mark(path) for path in self._paths]
+        if self._last is None or self._last[0] != marks:
+            slot = self._read()
+            if slot is None:
+                return None
+            self._last = (marks, slot)
+        return self._last[1]
+
+    def _read(self) -> Slot | None:
         sound: list[tuple[int, bytes]] = []
         faults: list[RefusedError] = []
         for path in self._paths:
@@ -96,7 +107,7 @@ class TwoSlots:
         """Remove both slots."""
         for path in self._paths:
             path.unlink(missing_ok=True)
-        self._seen = 0
+        self._seen, self._last = 0, None
 
     def _newest(self) -> int:
         try:
@@ -104,6 +115,14 @@ class TwoSlots:
         except IntegrityError:
             return self._seen  # the caller decided to start anew
         return slot.sequence if slot else 0
+
+
+def _mark(path: Path) -> _Mark | None:
+    try:
+        status = path.stat()
+    except FileNotFoundError:
+        return None
+    return status.st_ino, status.st_mtime_ns, status.st_size
 
 
 def _bounded(path: Path) -> bytes:

@@ -1,7 +1,7 @@
 """One refresh in a process of its own: what the harnesses beside this file cut the power of, kill and starve.
 
-python refresh_once.py DIRECTORY ROOT URL NOW        exit code of the error, as the agent's would be
-python refresh_once.py --wait …                      the same after one line on standard input
+python -m tests.sim.refresh_once DIRECTORY ROOT URL NOW     exit code of the error, as the agent's would be
+python -m tests.sim.refresh_once … --errors FILE            the same in a child, each time it is asked: see `injected`
 """
 
 from __future__ import annotations
@@ -9,24 +9,21 @@ from __future__ import annotations
 import sys
 from pathlib import Path
 
+from tests.sim import forking
+
 from edgeseal.errors import EdgesealError
 from edgeseal.trust import HttpFetcher, Trust
 
 
-def main(words: list[str]) -> int:
+def main(words: list[str], provisioned: bytes) -> int:
     """Refresh; the reason of a failure goes to standard error."""
-    directory, root, url, now = words[-4:]
+    directory, _, url, now = words
     trust = Trust(
         Path(directory),
-        bootstrap=Path(root).read_bytes(),
+        bootstrap=provisioned,
         fetcher=HttpFetcher(url),
         clock=lambda: float(now),
     )
-    if words[0] == "--wait":
-        import edgeseal.trust.refresh  # noqa: F401 - imported before the harness looks
-
-        print("ready", flush=True)  # noqa: T201 - the harness waits for this line
-        sys.stdin.readline()
     try:
         trust.refresh()
     except EdgesealError as e:
@@ -36,4 +33,11 @@ def main(words: list[str]) -> int:
 
 
 if __name__ == "__main__":
-    sys.exit(main(sys.argv[1:]))
+    if "--errors" in sys.argv:
+        import edgeseal.trust.refresh  # noqa: F401 - imported before the harness looks
+
+        *words, _, errors = sys.argv[1:]
+        root = Path(words[1]).read_bytes()  # not of the step: an agent has it in its state directory
+        forking.serve(lambda: main(words, root), errors)
+    else:
+        sys.exit(main(sys.argv[1:], Path(sys.argv[2]).read_bytes()))

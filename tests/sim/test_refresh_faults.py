@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import shutil
 import sys
-from pathlib import Path
 from typing import TYPE_CHECKING
 
 import pytest
@@ -15,28 +14,30 @@ from edgeseal.errors import EdgesealError
 
 if TYPE_CHECKING:
     import subprocess
+    from pathlib import Path
 
-SCRIPT = Path(__file__).with_name("refresh_once.py")
+SCRIPT = "tests.sim.refresh_once"
 DOCUMENTED = {EdgesealError.exit_code, *(cls.exit_code for cls in EdgesealError.__subclasses__())}
 pytestmark = [pytest.mark.usefixtures("strace"), pytest.mark.slow, pytest.mark.timeout(900)]
 
 
-def test_kill_and_errors_at_every_call_of_a_refresh(tmp_path: Path) -> None:
-    world = RefreshWorld.make(tmp_path, rotated=False)
-    target = tmp_path / "run" / "trust"
+def test_kill_and_errors_at_every_call_of_a_refresh(memory_path: Path) -> None:
+    world = RefreshWorld.make(memory_path, rotated=False)
+    target = memory_path / "run" / "trust"
+    seen: set[int] = set()
+    wrong: list[str] = []
     with world.repository.serve() as server:
-        words = [sys.executable, SCRIPT, "--wait", target, world.root, server.base, NOW + 1]
-        world.copy(target)
-        counts = injected.count(words, tmp_path / "calls")
-        assert counts["fsync"] > 5
-        seen: set[int] = set()
-        wrong: list[str] = []
-        for fault in injected.faults(counts):
-            shutil.rmtree(target.parent)
+        words = [sys.executable, "-m", SCRIPT, target, world.root, server.base, NOW + 1]
+        with injected.zygote(words, memory_path / "errors") as zygote:
             world.copy(target)
-            done = injected.inject(words, fault)
-            seen.add(done.returncode)
-            wrong += problems(world, target, fault, done)
+            calls = zygote.count(memory_path / "calls")
+            assert sum(c.name == "fsync" for c in calls) > 5
+            for fault in injected.faults(calls):
+                shutil.rmtree(target.parent)
+                world.copy(target)
+                done = zygote.inject(fault)
+                seen.add(done.returncode)
+                wrong += problems(world, target, fault, done)
     assert not wrong, "\n".join(wrong)
     assert -9 in seen
     assert seen - {-9, 0}

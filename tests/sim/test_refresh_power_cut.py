@@ -4,17 +4,18 @@ from __future__ import annotations
 
 import subprocess
 import sys
-from pathlib import Path
 from typing import TYPE_CHECKING
 
 import pytest
+from tests.sim.injected import ROOT
 from tests.sim.refresh_world import NOW, BrickedError, RefreshWorld
 from tests.sim.volatile import Crash, mounted
 
 if TYPE_CHECKING:
     from collections.abc import Callable
+    from pathlib import Path
 
-SCRIPT = Path(__file__).with_name("refresh_once.py")
+SCRIPT = "tests.sim.refresh_once"
 pytestmark = pytest.mark.usefixtures("fuse")
 
 
@@ -24,8 +25,8 @@ def crashes(world: RefreshWorld, tmp_path: Path, *, ignore: Callable[[str], bool
         disk.load(world.before.parent)
         disk.record()
         directory = disk.mountpoint / world.before.name
-        words = [sys.executable, SCRIPT, directory, world.root, server.base, NOW + 1]
-        subprocess.run([str(w) for w in words], check=True, timeout=60)
+        words = [sys.executable, "-m", SCRIPT, directory, world.root, server.base, NOW + 1]
+        subprocess.run([str(w) for w in words], check=True, timeout=60, cwd=ROOT)
         disk.finish()
     return disk.crashes
 

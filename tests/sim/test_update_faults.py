@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import shutil
 import sys
-from pathlib import Path
 from typing import TYPE_CHECKING
 
 import pytest
@@ -16,31 +15,33 @@ from edgeseal.errors import EdgesealError
 
 if TYPE_CHECKING:
     import subprocess
+    from pathlib import Path
 
-SCRIPT = Path(__file__).with_name("update_once.py")
+SCRIPT = "tests.sim.update_once"
 DOCUMENTED = {EdgesealError.exit_code, *(cls.exit_code for cls in EdgesealError.__subclasses__())}
 SMALL = 200_000
 pytestmark = [pytest.mark.usefixtures("strace"), pytest.mark.slow, pytest.mark.timeout(1500)]
 
 
 @pytest.mark.parametrize("kind", ["signal=SIGKILL", "error=EIO", "error=ENOSPC"])
-def test_fault_at_every_call_of_an_update_pass(tmp_path: Path, kind: str) -> None:
-    with world(tmp_path) as (fleet, device):
+def test_fault_at_every_call_of_an_update_pass(memory_path: Path, kind: str) -> None:
+    with world(memory_path) as (fleet, device):
         assert device.run("update").returncode == 0
         fleet.publish(2, size=SMALL)
         fleet.assigned = 2
-        before = Snapshot(fleet, device, tmp_path / "before")
-        words = [sys.executable, SCRIPT, "--config", device.config_file, "update"]
-        counts = injected.count(words, tmp_path / "calls")
-        assert counts["fsync"] > 20
+        before = Snapshot(fleet, device, memory_path / "before")
+        words = [sys.executable, "-m", SCRIPT, "--config", device.config_file, "update"]
         wrong: list[str] = []
         codes: set[int] = set()
-        for fault in injected.faults(counts):
-            if fault.what == kind:
-                before.restore()
-                done = injected.inject(words, fault)
-                codes.add(done.returncode)
-                wrong += problems(fleet, device, fault, done)
+        with injected.zygote(words, memory_path / "errors") as zygote:
+            calls = zygote.count(memory_path / "calls")
+            assert sum(c.name == "fsync" for c in calls) > 20
+            for fault in injected.faults(calls):
+                if fault.what == kind:
+                    before.restore()
+                    done = zygote.inject(fault)
+                    codes.add(done.returncode)
+                    wrong += problems(fleet, device, fault, done)
     assert not wrong, "\n".join(wrong)
     assert codes - {0}, "no fault was felt"
 

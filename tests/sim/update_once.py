@@ -1,17 +1,25 @@
-"""One update pass in a process of its own that waits for a line first: see `injected`."""
+"""One update pass in a child of a process that has imported everything: see `injected`."""
 
 from __future__ import annotations
 
+import importlib
+import pkgutil
 import sys
 
-import edgeseal.device.exchange
-import edgeseal.device.update
-import edgeseal.runtime.adapters
-import edgeseal.transport.objects
-import edgeseal.trust.refresh  # noqa: F401 - imported before the harness looks
+from tests.sim import forking
+
+import edgeseal
 from edgeseal.device.cli import main
 
+
+def preload() -> None:
+    """Import the whole agent, so that a fault meets what a pass does and not its imports."""
+    for module in pkgutil.walk_packages(edgeseal.__path__, "edgeseal."):
+        importlib.import_module(module.name)
+
+
 if __name__ == "__main__":
-    print("ready", flush=True)  # noqa: T201 - the harness waits for this line
-    sys.stdin.readline()
-    sys.exit(main(sys.argv[1:]))
+    *words, option, errors = sys.argv[1:]
+    assert option == "--errors"
+    preload()
+    forking.serve(lambda: main(words), errors)

@@ -29,6 +29,8 @@ _PREFIX: Final = "generation-"
 _NO_SPACE: Final = frozenset({errno.ENOSPC, errno.EDQUOT})
 _READS: Final = 5  # a reader without the lock may meet one commit, hardly five
 
+_Mark = tuple[str, int, int]
+
 
 class Generations:
     """The generations in one directory. Writers hold the lock of `Trust`; readers need none."""
@@ -36,15 +38,24 @@ class Generations:
     def __init__(self, directory: Path) -> None:
         """Nothing is touched before the first call."""
         self._directory = directory
+        self._last: tuple[_Mark, dict[str, bytes]] | None = None
 
-    def read(self) -> dict[str, bytes]:
-        """Return the committed files by relative name; empty before the first commit."""
+    def read(self) -> Mapping[str, bytes]:
+        """Return the committed files by relative name; empty before the first commit.
+
+        A generation never changes, so it is read once: a pass asks a dozen times.
+        """
         for _ in range(_READS):
             current = self._current()
+            if current is None:
+                return {}
             try:
-                return {} if current is None else read_tree(current)
+                mark = _mark(current)
+                if self._last is None or self._last[0] != mark:
+                    self._last = (mark, read_tree(current))
             except FileNotFoundError:
                 continue  # replaced while we read
+            return self._last[1]
         return {}
 
     def stage(self) -> Path:
@@ -81,8 +92,17 @@ class Generations:
         return max((number for number, _ in self._numbered()), default=0)
 
     def _numbered(self) -> list[tuple[int, Path]]:
-        found = self._directory.glob(_PREFIX + "*")
+        try:
+            found = [path for path in self._directory.iterdir() if path.name.startswith(_PREFIX)]
+        except FileNotFoundError:
+            return []
         return [(int(n), path) for path in found if (n := path.name.removeprefix(_PREFIX)).isdecimal()]
+
+
+def _mark(generation: Path) -> _Mark:
+    """Tell a generation from one that was put in its place under the same name, as restoring a card does."""
+    status = generation.stat()
+    return generation.name, status.st_ino, status.st_mtime_ns
 
 
 def read_tree(directory: Path) -> dict[str, bytes]:
