@@ -10,7 +10,8 @@ Not here: library exceptions. Code that calls a library turns what it expects in
     │   └── RollbackError          correctly signed, but older than what this device has accepted
     ├── NotAuthorisedError      4  the operator: this device, key or token is not entitled
     ├── TemporaryError          5  nobody: try again later (network, lock, disk full)
-    │   └── NoSpaceError           free some space first
+    │   ├── NoSpaceError           free some space first
+    │   └── EntropyError        7  attach the source of randomness that policy demands (edgeseal.entropy)
     └── IncompatibleError       6  an update of edgeseal, or another device: the bytes are good but not for here
 """
 

@@ -249,7 +249,7 @@ def test_require_without_a_source_refuses() -> None:
     with pytest.raises(EntropyError, match="none is attached") as caught:
         Mixer(policy=Policy.REQUIRE).draw("seed", 32)
     assert "nothing was generated" in str(caught.value)
-    assert caught.value.exit_code == 5
+    assert caught.value.exit_code == 7, "of its own: scripts wait for it"
 
 
 def test_off_never_reads_a_source() -> None:
@@ -338,7 +338,7 @@ def test_hedged_record_names_every_contribution() -> None:
 
 def test_hedged_does_not_hide_a_refusal() -> None:
     with pytest.raises(EntropyError):
-        Hedged(Mixer(policy=Policy.REQUIRE), k_rng=bytes(32)).draw("seed", 32)
+        Hedged(Mixer(policy=Policy.REQUIRE), k_rng=bytes(32)).drawn("seed", 32)
 
 
 # The kernel's pool ----------------------------------------------------------------------------------------------------
@@ -347,7 +347,8 @@ def test_hedged_does_not_hide_a_refusal() -> None:
 def test_feeding_the_kernel_never_fails_and_says_what_happened(tmp_path: Path) -> None:
     assert kernel.feed(block(0), device=tmp_path / "none") == "kernel: not fed, ENOENT"
     (tmp_path / "file").write_bytes(b"")
-    assert kernel.feed(block(0), device=tmp_path / "file") == "kernel: fed, reseed denied (ENOTTY)"
+    assert kernel.feed(block(0), device=tmp_path / "file") == "kernel: fed"
+    assert kernel.feed(block(0), device=tmp_path / "file", reseed=True) == "kernel: fed, reseed denied (ENOTTY)"
     assert (tmp_path / "file").read_bytes() == block(0)
     assert kernel.feed(block(0)).startswith("kernel: ")
 

@@ -5,6 +5,7 @@ Nothing is opened before it is used; what only an update needs is imported there
 
 from __future__ import annotations
 
+import atexit
 import os
 import time
 from contextlib import contextmanager
@@ -24,6 +25,8 @@ if TYPE_CHECKING:
     from edgeseal.device.config import Config
     from edgeseal.device.state import State
     from edgeseal.entropy import Hedged, Mixer
+    from edgeseal.entropy.handed import Handed
+    from edgeseal.entropy.reader import Attached
     from edgeseal.install import Objects
     from edgeseal.keystore import KeyStore
     from edgeseal.runtime.contract import Adapter
@@ -49,6 +52,7 @@ class Agent:
         self.say = say
         self.progress = progress
         self.clock = clock
+        self.handed: list[Handed] | None = None  # in a pass of the service: what it took from the devices for it
         self.directory: Path = config.paths.state
         self.state_file = StateFile(self.directory)
         self.store = ObjectStore(self.directory / "objects")
@@ -83,11 +87,30 @@ class Agent:
         return KeyStore(self.directory / "keys", credential=systemd_credential())
 
     @cached_property
+    def sources(self) -> list[Attached]:
+        """The configured sources of randomness, none of them started. Their devices are given back at exit."""
+        from edgeseal.entropy.attach import attach
+        from edgeseal.entropy.records import Records
+
+        entropy = self.config.entropy
+        made = attach(
+            entropy.sources if entropy.policy != "off" else (),
+            records=Records(self.directory / "entropy"),
+            lab=entropy.lab,
+            stick_keys=entropy.stick_keys,
+            retry_failed=entropy.retry_failed_seconds,
+        )
+        for source in made:
+            atexit.register(source.close)
+        return made
+
+    @cached_property
     def mixer(self) -> Mixer:
-        """Randomness from the operating system and every source attached; no driver is in this release yet."""
+        """Randomness from the operating system and from the sources: handed over by the service, or our own."""
         from edgeseal.entropy import Mixer, Policy
 
-        return Mixer((), policy=Policy(self.config.entropy.policy))
+        sources = self.sources if self.handed is None else self.handed
+        return Mixer(sources, policy=Policy(self.config.entropy.policy))
 
     @cached_property
     def hedged(self) -> Hedged:

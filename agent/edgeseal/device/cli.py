@@ -48,6 +48,10 @@ def main(argv: Sequence[str] | None = None) -> int:
 def _update(agent: Agent, arguments: argparse.Namespace) -> int:
     from edgeseal.device import update
 
+    if arguments.entropy_fd is not None:
+        from edgeseal.entropy.handed import receive
+
+        agent.handed = receive(arguments.entropy_fd)
     with agent.locked():
         done = update.run(agent, report=arguments.report)
     if arguments.json:
@@ -147,7 +151,7 @@ def _parser() -> argparse.ArgumentParser:
         prog="edgeseal-agent",
         description="Install signed, encrypted models on this device and keep the good one running.",
         epilog="Exit codes: 0 ok, 1 failure, 2 usage, 3 refused by verification, 4 not authorised, 5 try again later, "
-        "6 incompatible.",
+        "6 incompatible, 7 the entropy policy forbids it.",
     )
     parser.add_argument("--config", type=Path, help="configuration file (default: /etc/edgeseal/edgeseal.toml)")
     parser.add_argument("--json", action="store_true", help="print one JSON object")
@@ -156,6 +160,7 @@ def _parser() -> argparse.ArgumentParser:
 
     update = commands.add_parser("update", parents=[common], help="one update pass: refresh, check in, install")
     update.add_argument("--report", action="store_true", help="talk to the fleet server even if nothing changed")
+    update.add_argument("--entropy-fd", type=int, help=argparse.SUPPRESS)  # how the service hands blocks to a pass
     update.set_defaults(run=_update)
     commands.add_parser("run", parents=[common], help="run as a service").set_defaults(run=_run)
     install = commands.add_parser(

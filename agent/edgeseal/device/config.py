@@ -22,10 +22,15 @@ _DEVICE_TREE: Final = Path("/proc/device-tree/compatible")
 _SERIAL: Final = Path("/proc/device-tree/serial-number")
 _MACHINE_ID: Final = Path("/etc/machine-id")
 
+_SOURCES: Final = (
+    "edgeseal-qrng|quantis-usb|qcicada|chaoskey|truerng|onerng|infinite-noise|swiftrng|comscire|hwrng|file"
+)
+
 Seconds = Annotated[int, msgspec.Meta(ge=1, le=31 * 86_400)]
 Mebibytes = Annotated[int, msgspec.Meta(ge=1, le=2**20)]
 Url = Annotated[str, msgspec.Meta(pattern=r"^https?://[^\s/?#@]+(/[^\s?#]*)?\Z", max_length=256)]
 Name = Annotated[str, msgspec.Meta(min_length=1, max_length=128)]
+SourceEntry = Annotated[str, msgspec.Meta(pattern=rf"^({_SOURCES})(:[ -~]{{1,120}})?\Z")]
 
 
 class _Section(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
@@ -75,10 +80,21 @@ class Runtime(_Section, frozen=True):
 
 
 class Entropy(_Section, frozen=True):
-    """Randomness: `require` refuses to make keys without a healthy hardware source."""
+    """Randomness: `require` refuses to make keys without a healthy hardware source.
+
+    `sources` names the devices that may be opened; nothing else ever is. `credit` and `kernel_reseed` need
+    CAP_SYS_ADMIN and are needed for nothing. `lab` accepts simulated sticks and recordings.
+    """
 
     policy: Literal["off", "mix", "require"] = "mix"
+    sources: Annotated[list[SourceEntry], msgspec.Meta(max_length=8)] = []
     feed_kernel: bool = True
+    feed_seconds: Seconds = 60
+    credit: bool = False
+    kernel_reseed: bool = False
+    retry_failed_seconds: Seconds | None = None
+    stick_keys: Path | None = None
+    lab: bool = False
 
 
 class Service(_Section, frozen=True):

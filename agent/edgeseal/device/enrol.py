@@ -6,7 +6,7 @@ accept of the same grant changes nothing.
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Final
 
 from edgeseal import __version__
 from edgeseal.device import profile
@@ -17,6 +17,8 @@ from edgeseal.suite import PrivateKey, suite
 
 if TYPE_CHECKING:
     from edgeseal.device.agent import Agent
+
+_SETTLE: Final = 10.0  # seconds for the start-up test and calibration of a source, once, before the key is made
 
 
 def request(agent: Agent, suite_number: int) -> Request:
@@ -31,6 +33,8 @@ def request(agent: Agent, suite_number: int) -> Request:
             f"this device is enrolled already, as {agent.profile.device}",
             hint="revoke it in the fleet and remove its state directory to enrol it anew",
         )
+    for source in agent.sources:
+        source.settle(_SETTLE)
     keys.create(lambda label, length: agent.mixer.draw(label, length).data)
     pending = keys.pending()
     if pending is None or pending.suite != suite_number:

@@ -47,11 +47,15 @@ def check_in(agent: Agent, trust: Trust) -> Orders:
 
 
 def _feed_kernel(agent: Agent) -> None:
-    """HPKE's coins come from the kernel and from nowhere else: let it gain what the sources give, first."""
-    if agent.config.entropy.feed_kernel:
-        from edgeseal.entropy import kernel
+    """HPKE's coins come from the kernel and from nowhere else: let it gain what the sources give, first.
 
-        kernel.feed(agent.mixer.draw("kernel feed", 64).data)
+    A pass of the service leaves it to the service, which has just done it.
+    """
+    entropy = agent.config.entropy
+    if entropy.feed_kernel and agent.handed is None and agent.sources:
+        from edgeseal.entropy.kernel import Feeder
+
+        Feeder(agent.mixer, seconds=entropy.feed_seconds, credit=entropy.credit, reseed=entropy.kernel_reseed).feed()
 
 
 def server_keys(agent: Agent, trust: Trust) -> list[PublicKey]:
@@ -173,8 +177,8 @@ def _still_listed(trust: Trust, model: str, release: int) -> bool:
 def _re_key(agent: Agent, device: Device, servers: list[PublicKey], send: FleetExchange) -> None:
     """Replace the keys that the factory knows; a failure costs nothing, the next pass tries again."""
     number = device.identity.current.suite
-    drawn = agent.hedged.drawn("kem seed", suite(number).seed_length)
     try:
+        drawn = agent.hedged.drawn("kem seed", suite(number).seed_length)
         reply = device.re_key(number, drawn.data, servers=servers, send=send)
     except TemporaryError as e:
         agent.say(f"re-key: {e}")

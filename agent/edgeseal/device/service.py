@@ -15,6 +15,7 @@ import sys
 import time
 from typing import TYPE_CHECKING, Final
 
+from edgeseal.device.supply import supply
 from edgeseal.errors import EdgesealError, TemporaryError
 
 if TYPE_CHECKING:
@@ -38,11 +39,13 @@ class Service:
         self._child: subprocess.Popen[bytes] | None = None
         self._failures = 0
         self._random = random.SystemRandom()
+        self._supply = supply(agent)
 
     def run(self) -> int:
         """Run passes until SIGTERM or SIGINT; return the exit code."""
         for number in (signal.SIGTERM, signal.SIGINT):
             signal.signal(number, self._stop)
+        self._supply.start()
         notify("READY=1\nSTATUS=started")
         while not self._stopping:
             code = self._pass()
@@ -53,6 +56,7 @@ class Service:
             notify(f"STATUS=last pass ended with exit code {code}; next in {wait:.0f} s")
             self._sleep(wait)
         notify("STOPPING=1")
+        self._supply.close()
         return 0
 
     def delay(self) -> float:
@@ -74,12 +78,14 @@ class Service:
         command = [sys.executable, "-m", "edgeseal.device.cli"]
         if self._config_path is not None:
             command += ["--config", str(self._config_path)]
-        self._child = subprocess.Popen([*command, "update"])
+        with self._supply.handed_over() as (words, fds):
+            self._child = subprocess.Popen([*command, "update", *words], pass_fds=fds)
         ends = time.monotonic() + self._agent.config.service.pass_seconds
         while True:
             with contextlib.suppress(subprocess.TimeoutExpired):
                 return self._child.wait(_TICK)
             notify("WATCHDOG=1")
+            self._supply.tick()
             if self._stopping or time.monotonic() > ends:
                 return self._end_child()
 
@@ -99,6 +105,7 @@ class Service:
         while not self._stopping and (left := ends - time.monotonic()) > 0:
             time.sleep(min(_TICK, left))
             notify("WATCHDOG=1")
+            self._supply.tick()
 
     def _stop(self, _number: int, _frame: object) -> None:
         self._stopping = True

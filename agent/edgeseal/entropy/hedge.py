@@ -33,16 +33,20 @@ class Hedged:
         self._counter = 0
 
     def draw(self, label: str, length: int) -> bytes:
-        """Return `length` (at most 64) bytes; the signature that edgeseal.session.device wants."""
-        return self.drawn(label, length).data
+        """Return `length` (at most 64) bytes that do not outlive a message: what edgeseal.session.device wants."""
+        return self._drawn(label, length, lasting=False).data
 
     def drawn(self, label: str, length: int) -> Drawn:
-        """Return bytes with the record of their sources."""
+        """Return bytes for a lasting key, with the record of their sources. Raises EntropyError under `require`."""
+        return self._drawn(label, length, lasting=True)
+
+    def _drawn(self, label: str, length: int, *, lasting: bool) -> Drawn:
         if not 0 < length <= BLOCK_LENGTH:
             raise ValueError(f"one draw gives 1 to {BLOCK_LENGTH} bytes, not {length}")
-        fresh = self._mixer.draw(label, BLOCK_LENGTH)
+        fresh = self._mixer.draw(label, BLOCK_LENGTH, lasting=lasting)
         self._counter += 1
         numbers = (self._counter, self._clock(), os.getpid())
         info = _DOMAIN + b"".join(n.to_bytes(8, "big") for n in numbers) + label.encode()
         prk = hmac.digest(self._k_rng, fresh.data, "sha512")
-        return Drawn(hmac.digest(prk, info + b"\x01", "sha512")[:length], (*fresh.sources, "k_rng: provisioning host"))
+        data = hmac.digest(prk, info + b"\x01", "sha512")[:length]
+        return Drawn(data, (*fresh.sources, "k_rng: provisioning host"), fresh.blocks)

@@ -4,7 +4,10 @@
 
 The OS bytes come last: a source that sees them before it answers could bias any hash mix (D. J. Bernstein, "Entropy
 attacks!"). One output per fresh block, no stretching. Without a source it is the same formula and the same code with no
-block in it.
+block in it: whatever a source does, an error of any kind included, it takes nothing away.
+
+Policy `require` binds what lasts, the keys of a device. What passes (ephemeral seeds, nonces, a feed of the kernel) is
+then drawn as under `mix`: a stick that breaks in the field must not keep a device from its fleet.
 """
 
 from __future__ import annotations
@@ -17,7 +20,7 @@ from enum import StrEnum
 from typing import TYPE_CHECKING, Final
 
 from edgeseal.entropy.checks import Freshness
-from edgeseal.entropy.source import BLOCK_LENGTH, Source, SourceError
+from edgeseal.entropy.source import BLOCK_LENGTH, Judged, Source, SourceError
 from edgeseal.errors import TemporaryError
 
 if TYPE_CHECKING:
@@ -30,7 +33,9 @@ OS_RECORD: Final = "os: getrandom"
 
 
 class EntropyError(TemporaryError):
-    """The randomness that policy demands is not to be had; nothing was made."""
+    """The randomness that policy demands is not to be had; nothing was made. A code of its own: scripts wait for it."""
+
+    exit_code = 7
 
 
 class Policy(StrEnum):
@@ -38,15 +43,16 @@ class Policy(StrEnum):
 
     OFF = "off"  # never reads them
     MIX = "mix"  # adds what is there and healthy, and says in the record what was not
-    REQUIRE = "require"  # refuses unless at least one healthy source took part
+    REQUIRE = "require"  # refuses to make a key unless at least one healthy source took part
 
 
 @dataclass(frozen=True, slots=True)
 class Drawn:
-    """Random bytes and the record of their sources, one line each."""
+    """Random bytes, the record of their sources, one line each, and how many hardware blocks are in them."""
 
     data: bytes = field(repr=False)
     sources: tuple[str, ...]
+    blocks: int = 0
 
 
 class Mixer:
@@ -61,25 +67,27 @@ class Mixer:
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
         """`os_random` exists for tests that replace it by a constant and expect refusal."""
-        self._sources = sources
+        self._sources = {s.profile.name: s for s in sources}
         self._policy = policy
         self._os_random = os_random
         self._clock = clock
         self._os_freshness = Freshness()
-        self._freshness = {s.profile.name: Freshness() for s in sources}
+        self._freshness = {name: Freshness() for name in self._sources}
         self._failed: dict[str, str] = {}
-        if len(self._freshness) != len(sources):
+        if len(self._sources) != len(sources):
             raise ValueError("two sources of randomness with one name")
 
-    def draw(self, purpose: str, length: int) -> Drawn:
-        """Return `length` (at most 64) bytes for one purpose.
+    def draw(self, purpose: str, length: int, *, lasting: bool = True) -> Drawn:
+        """Return `length` (at most 64) bytes for one purpose; `lasting` if they are a key that outlives this process.
 
-        Raises EntropyError if policy `require` has no healthy source, or if the OS generator repeats itself.
+        Raises EntropyError if policy `require` has no healthy source for a lasting secret, or if the OS generator
+        repeats itself.
         """
         if not 0 < length <= BLOCK_LENGTH:
             raise ValueError(f"one draw gives 1 to {BLOCK_LENGTH} bytes, not {length}")
-        blocks, record = self._blocks()
-        if self._policy is Policy.REQUIRE and not blocks:
+        require = lasting and self._policy is Policy.REQUIRE
+        blocks, record = self._blocks(require=require)
+        if require and not blocks:
             raise EntropyError(
                 "entropy policy 'require' needs a healthy hardware source: "
                 + ("; ".join(record) or "none is attached"),
@@ -87,28 +95,30 @@ class Mixer:
             )
         message = b"".join(_framed(part) for part in (_DOMAIN, purpose.encode(), *blocks))
         key = self._os_bytes()  # after every source has been read
-        return Drawn(hmac.digest(key, message, "sha512")[:length], (OS_RECORD, *record))
+        return Drawn(hmac.digest(key, message, "sha512")[:length], (OS_RECORD, *record), len(blocks))
 
-    def _blocks(self) -> tuple[list[bytes], list[str]]:
+    def _blocks(self, *, require: bool) -> tuple[list[bytes], list[str]]:
         """Return a fresh block of every healthy source, and a line about every source."""
         blocks: list[bytes] = []
         record: list[str] = []
         if self._policy is Policy.OFF:
             return blocks, record
-        deadline = self._clock() + (REQUIRE_WAIT if self._policy is Policy.REQUIRE else MIX_WAIT)
-        for source in self._sources:
-            profile = source.profile
+        deadline = self._clock() + (REQUIRE_WAIT if require else MIX_WAIT)
+        for name, source in self._sources.items():
             try:
-                blocks.append(self._block(source, deadline))
+                blocks.append(self._block(name, source, deadline, require=require))
             except SourceError as e:
-                record.append(f"{profile.name}: not used, {e.message}")
+                record.append(f"{name}: not used, {e.message}")
+            except Exception as e:  # noqa: BLE001 - a driver's surprise may cost its block, never the draw
+                record.append(f"{name}: not used, unexpected {type(e).__name__}")
             else:
-                record.append(f"{profile.name}: {profile.source_class}, evidence {profile.evidence}")
+                record.append(f"{name}: {source.profile.source_class}, evidence {source.profile.evidence}")
         return blocks, record
 
-    def _block(self, source: Source, deadline: float) -> bytes:
+    def _block(self, name: str, source: Source, deadline: float, *, require: bool) -> bytes:
         """Read one block; the first use of a source reads two, so that a constant is found before it counts."""
-        name = source.profile.name
+        if require and isinstance(source, Judged) and (unfit := source.unfit):
+            raise SourceError(unfit)
         if name in self._failed:
             raise SourceError(self._failed[name])
         first_use = not self._freshness[name].used

@@ -177,6 +177,15 @@ class Monitor:
             return self._lost(error.message)
         return self._hung(error) if isinstance(error, Hung) else self._broken_frame(error, now)
 
+    def damaged(self, count: int, verdict: Verdict, now: float, last: str = "no valid frame") -> Verdict:
+        """Count short or damaged frames that were skipped; `verdict` on what came after them holds unless too many."""
+        if verdict.close or verdict.drop:
+            return verdict
+        self._shown.broken += count
+        if self._now_open().broken_frames(count):
+            return self._alarm(f"more than 1 % of its frames are damaged, the last: {last}", now)
+        return verdict
+
     def calibration_due(self) -> bool:
         """Whether the reader has to run the device's calibration before anything else."""
         return self.state is State.CALIBRATE
@@ -313,11 +322,7 @@ class Monitor:
         return self._lost(f"{HUNG_READS} reads in a row: {error.message}") if opened.hung >= HUNG_READS else _GO_ON
 
     def _broken_frame(self, error: DriverError, now: float) -> Verdict:
-        """Count a short or damaged frame: the driver finds the next one; too many are an alarm."""
-        self._shown.broken += 1
-        if self._now_open().broken_frame():
-            return self._alarm(f"more than 1 % of its frames are damaged, the last: {error.message}", now)
-        return _GO_ON
+        return self.damaged(1, _GO_ON, now, error.message)
 
     # Small things ----------------------------------------------------------------------------------------------------
 

@@ -87,9 +87,9 @@ class Opened:
         """Run the tests of the moment."""
         return self._running.feed(samples) if running else self.starting.feed(samples)
 
-    def broken_frame(self) -> bool:
-        """Count a damaged frame; return whether there are too many of them."""
-        self._broken += 1
+    def broken_frames(self, count: int) -> bool:
+        """Count damaged frames; return whether there are too many of them."""
+        self._broken += count
         self._gap()
         too_many = self._broken >= max(_BROKEN_LEAST, BROKEN_SHARE * self._frames)
         if too_many:

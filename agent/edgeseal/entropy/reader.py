@@ -50,18 +50,13 @@ class Attached:
         *,
         options: Options | None = None,
         records: Records | None = None,
-        strict: bool = False,
         retry_failed: float | None = None,
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
-        """`scan` returns the devices that this source may be, best first; it is called by the thread only.
-
-        `strict` (policy `require`) also refuses blocks of a device that keeps no time or is simulated.
-        """
+        """`scan` returns the devices that this source may be, best first; it is called by the thread only."""
         self.name = name
         self._scan = scan
         self._options = options
-        self._strict = strict
         self._clock = clock
         self.pool = Pool(clock=clock)
         self._log = SessionLog(name, clock=clock)
@@ -73,6 +68,7 @@ class Attached:
         self._thread: threading.Thread | None = None
         self._identity = (os.getpid(), boot_id())
         self._looked = 0  # frames since the pool was full
+        self._damaged = 0  # frames of the open device
 
     # For the mixer ---------------------------------------------------------------------------------------------------
 
@@ -83,6 +79,14 @@ class Attached:
         return Profile(self.name, now.source_class, now.evidence)  # type: ignore[arg-type]  # literals, from a Profile
 
     @property
+    def unfit(self) -> str | None:
+        """Why policy `require` must not count it."""
+        now = self.monitor.snapshot
+        if now.simulated:
+            return "it is simulated: good for the lab, not for a key"
+        return f"it keeps no time: {now.slow}" if now.slow else None
+
+    @property
     def snapshot(self) -> Snapshot:
         """What is known now."""
         self.monitor.account(self.pool.taken)
@@ -91,8 +95,6 @@ class Attached:
     def block(self, *, timeout: float) -> bytes:
         """Return 64 full-entropy bytes that nobody had before, within `timeout` seconds. Raises SourceError."""
         self.start()
-        if self._strict:
-            self._check_strictly()
         data = self.pool.take(timeout)
         self._wake.set()
         return data
@@ -120,13 +122,6 @@ class Attached:
         self.pool.drop()
         if self._thread is not None and self._thread is not threading.current_thread():
             self._thread.join(_JOIN)
-
-    def _check_strictly(self) -> None:
-        now = self.monitor.snapshot
-        if now.simulated:
-            raise SourceError("it is simulated: good for the lab, not for a key")
-        if now.slow:
-            raise SourceError(f"it keeps no time: {now.slow}")
 
     # The thread ------------------------------------------------------------------------------------------------------
 
@@ -186,6 +181,7 @@ class Attached:
         calibrates = isinstance(driver, Calibrated)
         verdict = self.monitor.opened(driver.describe(), driver.profile, driver.symbols, calibrates=calibrates)
         next_sweep = self._clock() + RECALIBRATE
+        self._damaged = 0
         while self._follow(verdict) and not self._stop.is_set():
             if (os.getpid(), boot_id()) != self._identity:
                 verdict = self.monitor.copied()
@@ -201,9 +197,12 @@ class Attached:
             if self.monitor.calibration_due() and isinstance(driver, Calibrated):
                 return self.monitor.calibrated(driver.calibrate(timeout=CALIBRATION_TIMEOUT), self._clock())
             self._rest()
-            return self.monitor.reading(driver.read(timeout=READ_TIMEOUT), self._clock())
+            verdict = self.monitor.reading(driver.read(timeout=READ_TIMEOUT), self._clock())
         except DriverError as e:
             return self.monitor.failed_read(e, self._clock())
+        damaged = getattr(driver, "damaged", 0)  # frames that the driver skipped to find the stream again
+        self._damaged, fresh = damaged, damaged - self._damaged
+        return self.monitor.damaged(fresh, verdict, self._clock()) if fresh > 0 else verdict
 
     def _rest(self) -> None:
         """Wait while the pool is full, but never longer than a dead lamp may go unseen."""

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Final, Literal, Protocol
+from typing import Final, Literal, Protocol, runtime_checkable
 
 from edgeseal.errors import TemporaryError
 
@@ -38,3 +38,12 @@ class Source(Protocol):
 
         Raises SourceError.
         """
+
+
+@runtime_checkable
+class Judged(Source, Protocol):
+    """A source that may be good enough to mix and not good enough to stand alone for a key."""
+
+    @property
+    def unfit(self) -> str | None:
+        """Why policy `require` must not count it: it is simulated, or keeps no time."""
