@@ -1,6 +1,7 @@
 """What the device believes about models: TUF with ML-DSA keys, refreshed in stages, committed as a whole.
 
     trust           Trust: refresh, look up targets, time floor           (imports tuf only when it verifies)
+    targets         TargetInfo: what is listed about a file
     generations     the directories on disk: staged, committed, swept
     floors          versions and time that never go back: two checksummed slots
     views           committed metadata as plain JSON, for `status`
@@ -16,7 +17,8 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from edgeseal.trust.trust import RefreshResult, RoleState, TargetInfo, Trust
+from edgeseal.trust.targets import TargetInfo
+from edgeseal.trust.trust import RefreshResult, RoleState, Trust
 
 if TYPE_CHECKING:
     from edgeseal.trust.fetch_archive import ArchiveFetcher

@@ -7,23 +7,21 @@ the committed state needs no network; versions, expiry and the time floor do not
 from __future__ import annotations
 
 import hashlib
-import re
 import time
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, Final, Protocol
 
 from edgeseal.durable import fsync_directory, locked
-from edgeseal.errors import EdgesealError, FormatError, IntegrityError, RefusedError, TemporaryError
+from edgeseal.errors import EdgesealError, IntegrityError, RefusedError, TemporaryError
 from edgeseal.trust import views
 from edgeseal.trust.floors import Floor, Floors, Slots
 from edgeseal.trust.generations import Generations, drop_complete, keep_complete, read_tree, storage_error
+from edgeseal.trust.targets import TargetInfo, target_info
 from edgeseal.trust.views import RoleState
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Collection, Iterator, Mapping
     from pathlib import Path
-
-    from tuf.api.metadata import TargetFile
 
     from edgeseal.trust.chain import Chain
     from edgeseal.trust.rules import Algorithms
@@ -31,7 +29,6 @@ if TYPE_CHECKING:
 __all__ = ["RefreshResult", "RoleState", "Source", "TargetInfo", "Trust"]
 
 _MAX_TARGET: Final = 16 * 2**20  # a manifest is some KiB; whatever is larger is not a target of ours
-_RELEASE: Final = re.compile(r"([1-9][0-9]{0,18})\.cbor")
 _ETAG: Final = "etag"
 
 
@@ -46,22 +43,6 @@ class Source(Protocol):
 
     def download_bytes(self, url: str, max_length: int) -> bytes:
         """Return the file, refusing more than `max_length` bytes."""
-
-
-@dataclass(frozen=True)
-class TargetInfo:
-    """A listed target: verified metadata about a file, not the file."""
-
-    path: str
-    length: int
-    sha256: bytes
-    custom: Mapping[str, Any] = field(default_factory=dict)
-
-    @property
-    def release(self) -> int:
-        """Return the release number in the path of a manifest, 0 for other targets."""
-        found = _RELEASE.fullmatch(self.path.rpartition("/")[2])
-        return int(found[1]) if found else 0
 
 
 @dataclass(frozen=True)
@@ -120,7 +101,7 @@ class Trust:
         Raises RefusedError (expired, damaged), or TemporaryError if it was never fetched.
         """
         found = self._chain().find(path)
-        return None if found is None else _info(path, found)
+        return None if found is None else target_info(path, found)
 
     def targets_for(self, model: str) -> list[TargetInfo]:
         """Return the listed (installable) releases of a model, oldest first.
@@ -128,7 +109,7 @@ class Trust:
         Raises as `target` does.
         """
         listed = self._chain().listed(f"models/{model}", "0.cbor")
-        return sorted((i for p, t in listed if (i := _info(p, t)).release), key=lambda i: i.release)
+        return sorted((i for p, t in listed if (i := target_info(p, t)).release), key=lambda i: i.release)
 
     def fetch_target(self, path: str) -> bytes:
         """Fetch a listed target and return its bytes, length and hash verified.
@@ -143,14 +124,13 @@ class Trust:
             raise RefusedError(
                 f"{path} is not listed by the repository", hint="only listed releases may be installed; was it retired?"
             )
-        info = _info(path, found)
+        info = target_info(path, found)
         if info.length > _MAX_TARGET:
             raise RefusedError(f"{path} is {info.length} bytes; a target may have {_MAX_TARGET} at most")
-        directory, slash, name = path.rpartition("/")
-        prefix = f"{info.sha256.hex()}." if chain.root.consistent_snapshot else ""
         source = self._source()
-        data = fetch(source, f"{source.targets_url}{directory}{slash}{prefix}{name}", info.length)
-        if len(data) != info.length or hashlib.sha256(data).digest() != info.sha256:
+        name = info.name if chain.root.consistent_snapshot else path
+        data = fetch(source, f"{source.targets_url}{name}", info.length)
+        if not info.matches(data):
             raise IntegrityError(
                 f"{path}: {len(data)} bytes came that are not the {info.length} signed ones",
                 hint="the server or somebody on the way replaced the file; nothing was accepted",
@@ -317,11 +297,3 @@ class Trust:
 
 def _etag_digest(etag: str, timestamp: bytes) -> str:
     return hashlib.sha256(etag.encode() + b"\n" + timestamp).hexdigest()
-
-
-def _info(path: str, target: TargetFile) -> TargetInfo:
-    sha256 = target.hashes.get("sha256", "")
-    if not re.fullmatch("[0-9a-f]{64}", sha256):
-        raise FormatError(f"{path} is listed without its SHA-256", hint="the publisher must sign it again")
-    custom = target.custom if isinstance(target.custom, dict) else {}
-    return TargetInfo(path, target.length, bytes.fromhex(sha256), custom)
