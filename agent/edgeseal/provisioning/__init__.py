@@ -7,7 +7,7 @@
     Home                     a device's durable side
     Verdict, RefusalError    pass or fail, why, and what to do
 
-Sans-IO: clock and randomness are passed in; bytes go in and out, and may be lost, doubled, damaged or mixed with others.
+Sans-IO: clock and randomness are passed in; bytes go in and out, and may be lost, doubled, damaged or mixed.
 Both ends may be killed at any point; the next dialogue ends with the same identity.
 """
 

@@ -18,8 +18,7 @@ if TYPE_CHECKING:
 
 WINDOW: Final = 3  # packets in flight: 3.4 KB, below the 4 KB a terminal's input queue holds
 FIRST_TIMEOUT: Final = 0.5  # seconds, before anything was measured
-MIN_TIMEOUT: Final = 0.05
-MAX_TIMEOUT: Final = 4.0
+MAX_TIMEOUT: Final = 1.0  # nobody else is on this line: waiting longer makes nothing better
 GROW_AFTER: Final = 8  # answers in a row until packets get longer again
 _SEQUENCES: Final = 256
 
@@ -214,8 +213,8 @@ class Caller:
         for number in earlier:
             self._lose(number)
         del self._flights[sequence]
-        if not flight.repeated:  # Karn: an answer to one of two equal questions measures nothing
-            self._measure(max(0.0, now - flight.sent_at))
+        # Karn: an answer to one of two equal questions measures nothing
+        self._measure(None if flight.repeated else max(0.0, now - flight.sent_at))
         self._streak += 1
         if self._streak >= GROW_AFTER:
             self._streak = 0
@@ -235,14 +234,17 @@ class Caller:
         self._streak = 0
         self._units = max(1, self._units // 2)
 
-    def _measure(self, seconds: float) -> None:
-        if self._smoothed is None:
+    def _measure(self, seconds: float | None) -> None:
+        if seconds is None:
+            pass
+        elif self._smoothed is None:
             self._smoothed, self._variance = seconds, seconds / 2
         else:
             self._variance += (abs(self._smoothed - seconds) - self._variance) / 4
             self._smoothed += (seconds - self._smoothed) / 8
         longest = WINDOW * wire.UNIT * wire.MAX_UNITS * 3 / 2 / self._rate  # a window of answers queued before ours
-        self._timeout = min(MAX_TIMEOUT, max(MIN_TIMEOUT, longest, self._smoothed + 4 * self._variance))
+        expected = FIRST_TIMEOUT if self._smoothed is None else self._smoothed + 4 * self._variance
+        self._timeout = min(MAX_TIMEOUT, max(longest, expected))
 
 
 def _problem(packet: Packet) -> Problem | None:

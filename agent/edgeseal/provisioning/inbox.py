@@ -17,7 +17,6 @@ if TYPE_CHECKING:
 
 OWN_SILENCE: Final = 1.0  # seconds
 OTHER_SILENCE: Final = 10.0
-_SMALLEST_PIECE: Final = 2 * wire.UNIT
 
 
 class Inbox:
@@ -108,6 +107,6 @@ class Inbox:
     def _hand_out(self, request: Packet, number: int, offset: int, count: int) -> Packet:
         assert self._answer is not None  # noqa: S101 - every caller has checked
         assert self._session is not None  # noqa: S101
-        data = wire.cut_piece(self._answer, offset, max(count, _SMALLEST_PIECE))
+        data = wire.cut_piece(self._answer, offset, count)
         length, check = len(self._answer), wire.check_value(self._answer)
         return request.answer(wire.write(wire.Piece(self._session, number, offset, length, check, data)))

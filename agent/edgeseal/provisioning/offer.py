@@ -108,7 +108,7 @@ class Provisioned:
 
 
 class Book(Protocol):
-    """A station's memory. Each call returns when what it was told is durable; raise `RefusalError` to stop the device."""
+    """A station's memory. Each call returns when what it was told is durable; RefusalError stops the device."""
 
     def admit(self, identity: Identity) -> Place | Offer:
         """Name a device that proved its key, or return the offer made to this very key before.
