@@ -40,10 +40,11 @@ class Generations:
         self._directory = directory
         self._last: tuple[_Mark, dict[str, bytes]] | None = None
 
-    def read(self) -> Mapping[str, bytes]:
+    def read(self, *, again: bool = False) -> Mapping[str, bytes]:
         """Return the committed files by relative name; empty before the first commit.
 
-        A generation never changes, so it is read once: a pass asks a dozen times.
+        A generation never changes, so it is read once: a pass asks a dozen times. `again` is for whoever repairs
+        what a bad card has damaged since.
         """
         for _ in range(_READS):
             current = self._current()
@@ -51,7 +52,7 @@ class Generations:
                 return {}
             try:
                 mark = _mark(current)
-                if self._last is None or self._last[0] != mark:
+                if again or self._last is None or self._last[0] != mark:
                     self._last = (mark, read_tree(current))
             except FileNotFoundError:
                 continue  # replaced while we read

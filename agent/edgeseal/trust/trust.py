@@ -186,7 +186,7 @@ class Trust:
     def _refresh(self, models: Collection[str] | None, paths: Collection[str]) -> RefreshResult:
         from edgeseal.trust.refresh import run
 
-        before, floors = self._generations.read(), self._slots.read()
+        before, floors = self._generations.read(again=True), self._slots.read()
         source = self._source()
         now = max(self._clock(), self._floor(floors, before))
         self._recall(source, before)
