@@ -118,10 +118,9 @@ class Attached:
         """End the thread and give the device back; waits a second at most."""
         self._stop.set()
         self._wake.set()
-        self.pool.close("this source was closed")
-        self.pool.drop()
         if self._thread is not None and self._thread is not threading.current_thread():
             self._thread.join(_JOIN)
+        self._end()
 
     # The thread ------------------------------------------------------------------------------------------------------
 
@@ -141,6 +140,11 @@ class Attached:
                 self.pool.close(self._why())
             self._stop.wait(wait)
             wait = min(2 * wait, SCAN_LAST)
+        self._end()
+
+    def _end(self) -> None:
+        self.pool.close("this source was closed")
+        self.pool.drop()
 
     def _acquire(self) -> Driver | None:
         """Scan and open; None if there is nothing to open, for a reason that the monitor knows."""
