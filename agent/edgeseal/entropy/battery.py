@@ -184,9 +184,19 @@ class Continuous:
         self._counting.reset()
 
 
+class _Uniform:
+    """Uniform bytes. Two of 256 values are at the ends of the range, so that being there is no sign of saturation."""
+
+    def __init__(self) -> None:
+        self._model = cast("Modelled", health.Model(_UNIFORM_MEAN, _UNIFORM_SIGMA, bits=8))
+
+    def feed(self, samples: Samples) -> list[str]:
+        return [name for name in self._model.feed(samples) if name != health.SATURATION]
+
+
 def uniform_model() -> Modelled:
     """Return the model of a source that conditions its own output: uniform bytes."""
-    return cast("Modelled", health.Model(_UNIFORM_MEAN, _UNIFORM_SIGMA, bits=8))
+    return _Uniform()
 
 
 def gaussian_model(mean: float, sigma: float, bits: int) -> Modelled | None:
