@@ -169,15 +169,15 @@ class SimulatedFront(Front):
         if not self.faulty:
             return signal
         if self.fault == "constant":
-            return np.full_like(signal, MIDDLE)
+            return signal * 0 + MIDDLE
         if self.fault == "saturated":
             return signal + 4096
         if self.fault == "offset":
             return signal + 120
         if self.fault == "hum":
-            return signal + 150 * np.sin(
-                2 * math.pi * 50 / RATE * (self._sample + np.arange(len(signal), dtype=np.float64))
-            )
+            time = (self._sample + np.arange(len(signal), dtype=np.float64)) / RATE
+            hum: npt.NDArray[np.float64] = 150 * np.sin(2 * math.pi * 50 * time)
+            return signal + hum
         return signal
 
 
