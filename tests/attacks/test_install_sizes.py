@@ -57,7 +57,7 @@ def digest(path: Path) -> bytes:
 def test_sizes_around_two_and_four_gib(tmp_path: Path, size: int, make: Callable[[Path, int], Path]) -> None:
     if os.statvfs(tmp_path).f_bavail * os.statvfs(tmp_path).f_frsize < size + GIB:
         pytest.skip(f"needs {(size + GIB) / GIB:.0f} GiB of disk")
-    name = {anything: "model.bin", one_tensor: "model.safetensors"}[make]
+    name = "model.safetensors" if make is one_tensor else "model.bin"
     source, bundle, out = make(tmp_path / name, size), tmp_path / "bundle", tmp_path / "out"
     manifest = build_bundle([source], model="big", release=1, suite=1, family_secret=FS, out=bundle)
     assert manifest.plain_size == size
