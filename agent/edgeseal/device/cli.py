@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from edgeseal import __version__
+from edgeseal.device import line_words, rng_words
 from edgeseal.errors import EdgesealError, NoSpaceError, TemporaryError, UsageError
 
 if TYPE_CHECKING:
@@ -110,6 +111,35 @@ def _doctor(agent: Agent, arguments: argparse.Namespace) -> int:
     return 1 if any(f.verdict == "failed" for f in findings) else 0
 
 
+def _provision(agent: Agent, arguments: argparse.Namespace) -> int:
+    from edgeseal.device import provision
+    from edgeseal.provisioning import Stage
+
+    stage = provision.run(agent, arguments.port, baud=arguments.baud, for_reset=arguments.reset)
+    if "stdio" not in arguments.port:  # there standard output is the line
+        _done({"stage": str(stage)}, f"this device is {stage}", arguments)
+    return 0 if stage is Stage.LOCKED else TemporaryError.exit_code
+
+
+def _lock(agent: Agent, arguments: argparse.Namespace) -> int:
+    from edgeseal.device import provision
+
+    provision.lock(agent)
+    return _done({"stage": "locked"}, "locked: this device answers no manufacturing station any more", arguments)
+
+
+def _rng(agent: Agent, arguments: argparse.Namespace) -> int:
+    if arguments.step == "watch":
+        from edgeseal.device.rng_watch import watch
+
+        return watch(agent, interval=arguments.interval, count=arguments.count, as_json=arguments.json)
+    from edgeseal.device import rng
+
+    found = rng.run(agent, arguments)
+    _done(found.about, found.text, arguments)
+    return found.code
+
+
 def _enrol_request(agent: Agent, arguments: argparse.Namespace) -> int:
     from edgeseal.device import enrol
     from edgeseal.durable import write_atomic
@@ -173,6 +203,9 @@ def _parser() -> argparse.ArgumentParser:
     rollback.add_argument("model", nargs="?", metavar="MODEL")
     rollback.set_defaults(run=_rollback)
     commands.add_parser("doctor", parents=[common], help="check everything, one by one").set_defaults(run=_doctor)
+
+    rng_words.add(commands, common, _rng)
+    line_words.add(commands, common, _provision, _lock)
 
     steps = commands.add_parser("enrol", help="join a fleet").add_subparsers(metavar="STEP", required=True)
     request = steps.add_parser("request", parents=[common], help="make this device's key and a request file")

@@ -105,6 +105,10 @@ class Attached:
             self._thread = threading.Thread(target=self._run, name=f"entropy-{self.name}", daemon=True)
             self._thread.start()
 
+    def look(self) -> None:
+        """Read and judge a few frames now although the pool is full: for whoever watches the device live."""
+        self._wake.set()
+
     def settle(self, timeout: float) -> None:
         """Wait up to `timeout` seconds for a device that is there to pass its start-up test; return at once if none is.
 
