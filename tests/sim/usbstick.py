@@ -1,7 +1,8 @@
-"""The edgeseal stick as a USB device model: descriptors, class requests and the ESQ1 stream of edgeseal.stick's codec.
+"""The edgeseal stick as a USB device model: descriptors, class requests and the ESQ1 stream.
 
-The noise is a seeded Gaussian around 2048, so it is marked as simulated unless a test says otherwise; the point of that
-switch is that nothing else could tell (entropy.md, "What tells a QRNG from a classical TRNG").
+`Stick` writes its own frames, so that a test can forge, repeat and damage each; its seeded Gaussian says that it
+is hardware unless a test wants otherwise, for nothing else could tell. `FirmwareStick` is the firmware's own core over
+the noise model: what a real stick would answer.
 """
 
 from __future__ import annotations
@@ -10,8 +11,9 @@ import errno
 import struct
 from array import array
 from itertools import pairwise
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
+from tests.sim.stickmodel import SimulatedStick
 from tests.sim.usbmodel import STUCK, Device, usb_error
 
 from edgeseal.stick import frame, mac, messages
@@ -139,3 +141,28 @@ class Stick(Device):
             low=min(codes),
             high=max(codes),
         )
+
+
+class FirmwareStick(Device):
+    """The firmware's core behind the descriptors; the arguments are those of stickmodel.SimulatedStick."""
+
+    ids, names, interface, endpoints = Stick.ids, Stick.names, Stick.interface, Stick.endpoints
+
+    def __init__(self, **more: Any) -> None:
+        super().__init__()
+        self.core = SimulatedStick(**{"k_stick": K_STICK, "simulated": False, **more})
+        self.strings = (None, messages.MANUFACTURER, messages.PRODUCT, self.core.serial, messages.INTERFACE)
+
+    def control(self, kind: int, request: int, value: int, index: int, data: bytes, length: int) -> bytes:
+        setup = struct.pack("<BBHHH", kind, request, value, index, length or len(data))
+        answer = self.core.control(setup, data)
+        if answer is None:
+            raise usb_error(errno.EPIPE)
+        return answer
+
+    def bulk_in(self, _endpoint: int, length: int) -> bytes:
+        made = self.core.frame()
+        if not made:
+            raise usb_error(errno.ETIMEDOUT)
+        assert length % len(made) == 0
+        return made

@@ -12,7 +12,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from tests.sim import usbmodel
 from tests.sim.usbmodel import Bus
-from tests.sim.usbstick import K_STICK, UNIQUE_ID, Stick
+from tests.sim.usbstick import K_STICK, UNIQUE_ID, FirmwareStick, Stick
 
 from edgeseal.entropy.drivers import detect
 from edgeseal.entropy.drivers import stick as driver_module
@@ -375,6 +375,46 @@ def test_two_sticks() -> None:
     one, two = Stick(1), Stick(2)
     drivers = [f.open(PAIRED) for f in detect.scan(Bus(one, two), ports=list, kernel=lambda: None)]
     assert [d.read(timeout=TIMEOUT).samples for d in drivers] == [one.taken[0], two.taken[0]]
+
+
+def firmware(model: FirmwareStick) -> driver_module.Stick:
+    [found] = detect.scan(Bus(model), ports=list, kernel=lambda: None)
+    driver = found.open(Options(stick_keys={model.core.serial: K_STICK}))
+    assert isinstance(driver, driver_module.Stick)
+    return driver
+
+
+def test_the_firmware_itself_is_read_calibrated_and_opened_again() -> None:
+    model = FirmwareStick()
+    for _ in range(2):  # the second opening sets another nonce
+        driver = firmware(model)
+        before = [driver.read(timeout=TIMEOUT) for _ in range(10)]
+        numbers = [r.first or 0 for r in before]
+        assert numbers == [numbers[0] + 480 * i for i in range(10)]
+        found = driver.calibrate(timeout=5.0)
+        assert found is not None
+        assert found.qcnr_db > 8
+        assert found.excess < 0.1
+        after = driver.read(timeout=TIMEOUT)
+        assert (after.first or 0) > numbers[-1]
+        driver.close()
+
+
+def test_the_firmware_says_that_blocks_were_lost() -> None:
+    driver = firmware(FirmwareStick(fault="gap"))
+    flags = [driver.read(timeout=TIMEOUT).flags for _ in range(40)]
+    assert 1 <= sum(bool(f & frame.OVERRUN) for f in flags) <= 10
+
+
+def test_the_firmware_with_a_dead_light_is_refused_by_its_calibration() -> None:
+    driver = firmware(FirmwareStick(fault="led-dead"))
+    with pytest.raises(Refused, match=r"photocurrent|invalid"):
+        driver.calibrate(timeout=5.0)
+
+
+def test_the_firmware_of_an_emulator_is_refused() -> None:
+    with pytest.raises(Refused, match="simulated"):
+        firmware(FirmwareStick(simulated=True))
 
 
 def test_no_key_in_reprs() -> None:

@@ -30,6 +30,7 @@ class Freshness:
         self._stale = 0
         self._last: frame.Frame | None = None
         self._next_sample = 0
+        self._raw_us = -1  # device time of the last RAW frame; other kinds are stamped when made, which may be later
         self._gap = False
 
     def accepts(self, got: frame.Frame) -> bool:
@@ -67,7 +68,7 @@ class Freshness:
         """Return which of the three counters does not go forward."""
         if got.seq <= last.seq:
             return f"its number does not advance (last {last.seq})"
-        if got.t_us <= last.t_us:
+        if got.kind == frame.RAW and got.t_us <= self._raw_us:
             return "its clock does not advance"
         if got.first_sample < self._next_sample:
             return f"its samples were numbered before (first {got.first_sample}, expected {self._next_sample})"
@@ -79,4 +80,5 @@ class Freshness:
             lost = got.seq != self._last.seq + 1 or (raw and got.first_sample != self._next_sample)
             self._gap = self._gap or lost
         self._last = got
-        self._next_sample = got.first_sample + (got.count if raw else 0)
+        if raw:
+            self._raw_us, self._next_sample = got.t_us, got.first_sample + got.count
