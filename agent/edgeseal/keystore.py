@@ -69,10 +69,28 @@ class Pending(msgspec.Struct, frozen=True, array_like=True, forbid_unknown_field
     suite: int
     seed: bytes
     sources: Lines
+    hardware: Annotated[int, msgspec.Meta(ge=0)] = 0  # healthy hardware sources that took part
 
     def __repr__(self) -> str:
         """Never the seed."""
         return f"Pending(suite={self.suite})"
+
+
+class Provenance(msgspec.Struct, frozen=True, array_like=True, forbid_unknown_fields=True):
+    """Which station made this device what it is, and what its key was drawn from (edgeseal.provisioning).
+
+    `grant` is the SHA-384 of the sealed grant, `pin` names the key that may authorise a factory reset.
+    """
+
+    format: int
+    kid: bytes
+    grant: bytes
+    receipt: bytes
+    pin: bytes
+    station: str
+    batch: str
+    hardware: Annotated[int, msgspec.Meta(ge=0)]
+    sources: Lines
 
 
 class ContentKey(msgspec.Struct, frozen=True, array_like=True, forbid_unknown_fields=True):
@@ -119,6 +137,7 @@ class KeyStore:
         self._identity = self._slots("identity")
         self._pending = self._slots("pending")
         self._keys = self._slots("keys")
+        self._provenance = self._slots("provenance")
 
     # Enrolment ---------------------------------------------------------------------------------------------------
 
@@ -140,14 +159,48 @@ class KeyStore:
         slot = self._pending.read()
         return None if slot is None else _decode(slot.payload, Pending, "pending enrolment")
 
-    def keep_pending(self, suite: int, seed: bytes, sources: Sequence[str]) -> None:
+    def keep_pending(self, suite: int, seed: bytes, sources: Sequence[str], *, hardware: int = 0) -> None:
         """Make a fresh key pair durable before its public half is shown to anybody."""
-        self._pending.write(cbor.encode(cbor.to_map(Pending(FORMAT, suite, seed, list(sources)))))
+        pending = Pending(FORMAT, suite, seed, list(sources), hardware)
+        self._pending.write(cbor.encode(cbor.to_map(pending)))
 
     def enrol(self, identity: Identity, *, k_rng: bytes, sources: dict[str, list[str]]) -> None:
         """Make an identity durable, then forget the pending key pair it was made from."""
         self._write_identity(identity, k_rng, sources)
         self._pending.remove()
+
+    # Manufacturing line ------------------------------------------------------------------------------------------
+
+    def provenance(self) -> Provenance | None:
+        """Return which station provisioned this device, None if it was enrolled by hand."""
+        slot = self._provenance.read()
+        return None if slot is None else _decode(slot.payload, Provenance, "provenance")
+
+    def keep_provenance(self, provenance: Provenance) -> None:
+        """Make it durable; the identity that is written next makes it count."""
+        self._provenance.write(cbor.encode(cbor.to_map(provenance)))
+
+    def destroy(self) -> None:
+        """Make every secret unreadable, durably: first the file secret that all of them are sealed under.
+
+        What a flash card's controller keeps of overwritten blocks is out of anybody's reach but the card maker's; the
+        answer to a thief with a laboratory is revocation. May be repeated after a crash.
+        """
+        if not self._directory.exists():
+            return
+        if self._secret.exists():
+            self._secret.chmod(0o600)
+            with self._secret.open("r+b") as f:
+                f.write(bytes(SECRET_LENGTH))
+                f.flush()
+                os.fsync(f.fileno())
+            self._secret.unlink()
+            fsync_directory(self._directory)
+        for slots in (self._identity, self._pending, self._keys, self._provenance):
+            slots.remove()
+        for path in self._directory.iterdir():
+            path.unlink()
+        fsync_directory(self._directory)
 
     # Identity ----------------------------------------------------------------------------------------------------
 

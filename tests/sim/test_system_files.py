@@ -11,7 +11,7 @@ import pytest
 from tests.sim.conftest import _missing
 
 SYSTEM = Path(__file__).parents[2] / "agent" / "system"
-UNITS = ("edgeseal-agent.service", "edgeseal-serve.service")
+UNITS = ("edgeseal-agent.service", "edgeseal-serve.service", "edgeseal-provision.service")
 _EXPOSURE = 25  # `systemd-analyze security`, in tenths: "OK" ends at 4.9; a unit that lost its sandbox has 96
 
 

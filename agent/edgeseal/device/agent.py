@@ -33,6 +33,7 @@ if TYPE_CHECKING:
     from edgeseal.trust import Trust
     from edgeseal.trust.trust import Source
 
+RESETTING: Final = "resetting"  # this file is there from the decision to reset until nothing of the identity is left
 _SMALL_MEMORY: Final = 512 * 2**20  # below it one worker: each holds two buffers of 1 MiB and a decoder
 
 
@@ -68,6 +69,10 @@ class Agent:
         """
         self.make_directory()
         with locked(self.directory / "lock"):
+            if (self.directory / RESETTING).exists():  # the power was cut during a factory reset: it has decided
+                from edgeseal.device.reset import finish
+
+                finish(self)
             yield
 
     def make_directory(self) -> None:
@@ -111,6 +116,14 @@ class Agent:
 
         sources = self.sources if self.handed is None else self.handed
         return Mixer(sources, policy=Policy(self.config.entropy.policy))
+
+    def mixer_under(self, policy: str) -> Mixer:
+        """Return the mixer for a policy somebody else asks for; the configuration may be stricter, never laxer."""
+        from edgeseal.entropy import Mixer, Policy
+
+        if "require" not in {policy} - {self.config.entropy.policy}:
+            return self.mixer
+        return Mixer(self.sources if self.handed is None else self.handed, policy=Policy.REQUIRE)
 
     @cached_property
     def hedged(self) -> Hedged:
@@ -168,6 +181,11 @@ class Agent:
             probe_seconds=runtime.probe_seconds,
             probe_memory_mb=runtime.probe_memory_mb,
         )
+
+    def forget(self) -> None:
+        """Drop what was read of an identity that is gone."""
+        for name in ("profile", "keys", "hedged"):
+            self.__dict__.pop(name, None)
 
     @property
     def fleet_url(self) -> str:

@@ -10,6 +10,8 @@ from typing import TYPE_CHECKING, Final
 
 from edgeseal import __version__
 from edgeseal.device import profile
+from edgeseal.device.reset import LOCKED
+from edgeseal.durable import write_atomic
 from edgeseal.enrolment import Grant, Request
 from edgeseal.errors import NotAuthorisedError, UsageError
 from edgeseal.session.device import Generation, Identity
@@ -73,6 +75,7 @@ def accept(agent: Agent, sealed: bytes) -> profile.Profile:
         k_rng=grant.k_rng,
         sources={device.public.kid.hex(): list(pending.sources)},
     )
+    write_atomic(agent.directory / LOCKED, b"{}\n", mode=0o644)  # no manufacturing station has a say in it
     return made
 
 

@@ -36,6 +36,12 @@ def save(directory: Path, profile: Profile, root: bytes) -> None:
     write_atomic(directory / _PROFILE, msgspec.json.format(msgspec.json.encode(profile), indent=2), mode=0o644)
 
 
+def remove(directory: Path) -> None:
+    """Remove both; the caller flushes the directory."""
+    for name in (_PROFILE, _ROOT):
+        (directory / name).unlink(missing_ok=True)
+
+
 def load(directory: Path) -> Profile:
     """Return the profile.
 

@@ -84,6 +84,8 @@ class Dialogue:
                 return request.answer(self._status())
         except FormatError as e:
             return request.failure(Rc.INVALID, e.message[:200])
+        except (EdgesealError, OSError) as e:
+            return request.failure(Rc.UNKNOWN, str(e)[:200])
         return request.failure(Rc.NOT_SUPPORTED)
 
     def _status(self) -> dict[str, object]:

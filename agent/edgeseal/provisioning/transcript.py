@@ -9,6 +9,7 @@ and spliced transcripts are the same error. One class for both roles.
 
 from __future__ import annotations
 
+import hashlib
 import hmac
 from typing import Final
 
@@ -27,6 +28,12 @@ CONFIRM_LENGTH: Final = RECEIPT_LENGTH + LOCK_OVERHEAD
 def t(label: bytes, *parts: bytes) -> bytes:
     """Transcript hash with this protocol's version: 48 bytes."""
     return transcript(VERSION, label, *parts)
+
+
+def seed(drawn: bytes, host: bytes, serial: str, length: int) -> bytes:
+    """KEM seed of a device: secret because `drawn` is, different for every device even where `drawn` repeats."""
+    parts = (drawn, host, serial.encode())
+    return hashlib.shake_256(b"".join(len(p).to_bytes(4, "big") + p for p in parts)).digest(length)
 
 
 def receipt(public: bytes, sealed: bytes, psk: bytes) -> bytes:

@@ -1,0 +1,159 @@
+"""The device's durable side of the manufacturing line (edgeseal.provisioning.Home), over key store and state directory.
+
+Every write holds the agent's lock. What decides is one write: the identity slot makes a device provisioned, the file
+`locked` ends the line, the file `resetting` begins a reset.
+"""
+
+from __future__ import annotations
+
+import json
+from typing import TYPE_CHECKING, Final, Literal
+
+from edgeseal import __version__
+from edgeseal.device import board, profile, reset
+from edgeseal.durable import sweep, write_atomic
+from edgeseal.errors import NotAuthorisedError
+from edgeseal.keystore import FORMAT, Provenance
+from edgeseal.provisioning import Destroyed, EntropyReport, Origin, Package, Stage
+from edgeseal.provisioning.transcript import seed
+from edgeseal.session.device import Generation, Identity
+from edgeseal.suite import PrivateKey, suite
+
+if TYPE_CHECKING:
+    from edgeseal.device.agent import Agent
+    from edgeseal.enrolment import Grant
+
+SETTLE: Final = 10.0  # seconds for the start-up test and calibration of a source, once, before the key is made
+_DRAW: Final = 64
+
+
+class DeviceHome:
+    """A dialogue's view of this device."""
+
+    def __init__(self, agent: Agent) -> None:
+        """Finish what a power cut interrupted."""
+        self._agent = agent
+        self.serial = agent.config.serial
+        self.hardware = ",".join(agent.config.hardware)[:256]
+        self.agent = __version__
+        self.board = board.read()
+        with agent.locked():
+            sweep(agent.directory)
+            sweep(agent.directory / "keys")
+
+    def stage(self) -> Stage:
+        """Return how far this device is. One that was enrolled by hand, or has replaced its keys since, is locked."""
+        keys = self._agent.keys
+        if not keys.enrolled():
+            return Stage.FRESH
+        if (self._agent.directory / reset.LOCKED).exists() or keys.provenance() is None:
+            return Stage.LOCKED
+        return Stage.PROVISIONED if keys.identity().current.provisioned else Stage.LOCKED
+
+    def new_key(
+        self, suite_number: int, policy: Literal["mix", "require"], host: bytes
+    ) -> tuple[PrivateKey, EntropyReport]:
+        """Return the key pair that waits, or make one; under `require` never one without a hardware source."""
+        agent = self._agent
+        with agent.locked():
+            pending = agent.keys.pending()
+            strict = "require" in {policy, agent.config.entropy.policy}
+            if pending is None or pending.suite != suite_number or (strict and not pending.hardware):
+                self._make_key(suite_number, policy, host)
+                pending = agent.keys.pending()
+        assert pending is not None  # noqa: S101 - read back from where it was just written
+        used: Literal["mix", "require"] = "require" if strict else "mix"
+        report = EntropyReport(used, pending.hardware, list(pending.sources)[:16], self._calibration())
+        return PrivateKey(pending.suite, pending.seed), report
+
+    def _make_key(self, suite_number: int, policy: str, host: bytes) -> None:
+        agent = self._agent
+        for source in agent.sources:
+            source.settle(SETTLE)
+        mixer = agent.mixer_under(policy)
+        agent.keys.create(lambda label, length: mixer.draw(label, length).data)
+        drawn = mixer.draw("kem seed", _DRAW)
+        made = seed(drawn.data, host, self.serial, suite(suite_number).seed_length)
+        sources = [*drawn.sources, "host: provisioning station"][:16]
+        agent.keys.keep_pending(suite_number, made, sources, hardware=drawn.blocks)
+
+    def _calibration(self) -> list[str]:
+        """Return a line about every source that measured itself."""
+        lines = []
+        for source in self._agent.sources:
+            now = source.snapshot
+            if now.sigma is not None or now.qcnr_db is not None:
+                values = {"sigma": now.sigma, "qcnr_db": now.qcnr_db, "calibrated_at": now.calibrated_at}
+                lines.append(f"{now.name}: {json.dumps(values)}"[:256])
+        return lines[:16]
+
+    def own_key(self) -> tuple[PrivateKey, EntropyReport]:
+        """Return the key pair that was provisioned. Raises NotAuthorisedError if it has been replaced since."""
+        generation, kept = self._agent.keys.identity().current, self._agent.keys.provenance()
+        if not generation.provisioned or kept is None:
+            raise NotAuthorisedError("this device has replaced the key it was provisioned with")
+        report = EntropyReport("require" if kept.hardware else "mix", kept.hardware, list(kept.sources))
+        return PrivateKey(generation.suite, generation.seed), report
+
+    def origin(self) -> Origin | None:
+        """Return where the identity came from."""
+        kept = self._agent.keys.provenance() if self._agent.keys.enrolled() else None
+        return None if kept is None else Origin(kept.kid, kept.grant, kept.receipt, kept.pin)
+
+    def become(self, key: PrivateKey, grant: Grant, root: bytes, package: Package, origin: Origin) -> None:
+        """Write where it comes from, what is public, then the identity: that last write decides."""
+        agent = self._agent
+        with agent.locked():
+            pending = agent.keys.pending()
+            if pending is None or agent.keys.enrolled():
+                raise NotAuthorisedError("this device has no key that waits for a grant")
+            sources = list(pending.sources)
+            agent.keys.keep_provenance(
+                Provenance(
+                    FORMAT,
+                    origin.kid,
+                    origin.grant,
+                    origin.receipt,
+                    origin.pin,
+                    package.station,
+                    package.batch,
+                    pending.hardware,
+                    sources,
+                )
+            )
+            made = profile.Profile(
+                format=profile.FORMAT,
+                device=grant.device,
+                suite=grant.suite,
+                fleet_url=grant.fleet_url,
+                time_floor=grant.time_floor,
+                enrolled_at=int(agent.clock()),
+                entropy=sources,
+            )
+            profile.save(agent.directory, made, root)
+            generation = Generation(key.suite.number, pending.seed, grant.psk, provisioned=True)
+            identity = Identity(grant.device, generation)
+            agent.keys.enrol(identity, k_rng=grant.k_rng, sources={key.public.kid.hex(): sources})
+            agent.forget()
+            reset.forget_destroyed(agent)
+
+    def lock(self) -> None:
+        """Answer no station any more."""
+        with self._agent.locked():
+            write_lock(self._agent)
+
+    def destroy(self, last: Destroyed) -> None:
+        """Begin and finish a factory reset."""
+        with self._agent.locked():
+            reset.begin(self._agent, last)
+
+    def destroyed(self) -> Destroyed | None:
+        """Return what the last factory reset destroyed."""
+        return reset.destroyed(self._agent)
+
+
+def write_lock(agent: Agent) -> None:
+    """End provisioning durably: the unit's condition, and what `stage` reads. The caller holds the agent's lock."""
+    path = agent.directory / reset.LOCKED
+    if not path.exists():
+        write_atomic(path, json.dumps({"locked_at": int(agent.clock())}).encode() + b"\n", mode=0o644)
