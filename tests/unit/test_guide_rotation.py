@@ -50,7 +50,7 @@ class Desk:
 @pytest.fixture
 def desk(tmp_path: Path) -> Iterator[Desk]:
     desk = Desk(tmp_path)
-    for name in ("alice", "bob", "carol", "dora", "targets", "publisher", "publisher-2"):
+    for name in ("alice", "bob", "carol", "dora", "erin", "targets", "targets-2", "publisher", "publisher-2"):
         desk.do(f"key new {name} --no-passphrase")
     desk.do(f"fleet init --data fleet --url {desk.url}")
     roots = "--root-key alice --root-key bob --root-key carol --threshold 2 --targets-key targets"
@@ -84,4 +84,16 @@ def test_every_rotation_of_the_guide_publishes_one_after_another(desk: Desk) -> 
         desk.do(f"fleet rotate --data fleet {ring}")
     desk.do("repo stage repo --fleet fleet/public.json")
     assert "targets" in desk.sign_and_publish("targets")
+    desk.do("fleet rotate-online-keys --data fleet")
+    desk.do("repo stage repo --fleet fleet/public.json")
+    assert "root" in desk.sign_and_publish("alice", "bob", "targets")
+    assert not list((desk.directory / "fleet/secrets").glob("*.next.key"))
+    desk.do("repo add-key repo --role root --key erin --threshold 3")
+    assert "root" in desk.sign_and_publish("alice", "bob", "erin")
+    desk.do("repo remove-key repo --role root --key erin --threshold 2")
+    assert "root" in desk.sign_and_publish("alice", "dora", "bob")
+    desk.do("repo add-key repo --role targets --key targets-2")
+    assert "root" in desk.sign_and_publish("bob", "alice")
+    desk.do("repo stage repo --renew targets")
+    assert "targets" in desk.sign_and_publish("targets-2")
     assert "a device whose clock says 1970" in desk.do(f"repo doctor repo --to {desk.url}")

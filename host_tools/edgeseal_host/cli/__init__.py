@@ -35,7 +35,14 @@ class _Entry:
 
 _COMMANDS: Final[dict[str, _Entry]] = {
     "key": _Entry("edgeseal_host.cli.key", "Make and show signing keys and family secrets."),
-    "repo": _Entry("edgeseal_host.cli.repo", "Stage, sign and publish the signed list of models (TUF)."),
+    "repo": _Entry(
+        "edgeseal_host.cli.repo",
+        "Stage, sign and publish the signed list of models (TUF).",
+        attached={
+            "add-key": "edgeseal_host.cli.repo_keys:add_key",
+            "remove-key": "edgeseal_host.cli.repo_keys:remove_key",
+        },
+    ),
     "bundle": _Entry(
         "edgeseal_host.cli.bundle",
         "Build, inspect, verify, publish and export models.",
@@ -47,6 +54,8 @@ _COMMANDS: Final[dict[str, _Entry]] = {
         extra="server",
         attached={
             "rotate": "edgeseal_host.cli.fleet_upkeep:rotate",
+            "rotate-online-keys": "edgeseal_host.cli.fleet_upkeep:rotate_online_keys",
+            "rotate-data-key": "edgeseal_host.cli.fleet_upkeep:rotate_data_key",
             "restored": "edgeseal_host.cli.fleet_upkeep:restored",
             "upgrade": "edgeseal_host.cli.fleet_upkeep:upgrade",
         },

@@ -1,4 +1,4 @@
-"""`edgeseal fleet rotate|restored|upgrade`: what is done to a fleet server's directory once in a while.
+"""`edgeseal fleet`: what is done to a fleet server's directory once in a while: new keys, restored, upgraded.
 
 Not here: what these do (edgeseal_host.fleet).
 """
@@ -34,6 +34,34 @@ def rotate(data: Path, ring: str, force: bool) -> None:  # noqa: FBT001 - click'
         "enrol": "give workstations the new public.json; records for the former key still open",
     }[ring]
     output.emit({"rotated": ring, "next": what}, f"{ring} keys rotated\nnext: {what}")
+
+
+@click.command()
+@data_option
+@click.option("--force", is_flag=True, help="Replace new keys that no root names yet: they were stolen too.")
+@output.json_option
+def rotate_online_keys(data: Path, force: bool) -> None:  # noqa: FBT001 - click's signature
+    """Make new snapshot and timestamp keys; the former sign until a published root names the new ones.
+
+    A running server goes on, and changes over by itself when that root is published.
+    """
+    public = DataDirectory(data).rotate_online_keys(force=force)
+    next_ = "edgeseal repo stage DIR --fleet public.json, sign the new root, publish"
+    keys = {"snapshot": public.snapshot.keyid, "timestamp": public.timestamp.keyid}
+    output.emit({**keys, "next": next_}, f"new online keys made, announced in public.json\nnext: {next_}")
+
+
+@click.command()
+@data_option
+@output.json_option
+def rotate_data_key(data: Path) -> None:
+    """Seal the registry's secrets with a new key (stop the server first); the former is destroyed."""
+    directory = DataDirectory(data)
+    directory.url()
+    with locked(data / "serve.lock"):
+        count = directory.rotate_data_key()
+    next_ = "back up database and secrets again: earlier copies of the database open with the former key only"
+    output.emit({"sealed": count, "next": next_}, f"{count} secrets sealed with a new key\nnext: {next_}")
 
 
 @click.command()

@@ -58,7 +58,7 @@ def init(
         targets=[keys.public(n) for n in targets_keys],
         fleet=FleetPublic.load(fleet),
     )
-    _show_staged(repository, f"repository started in {directory}")
+    show_staged(repository, f"repository started in {directory}")
 
 
 @group.command()
@@ -107,7 +107,7 @@ def stage(
             staging.stage_servers(repository, FleetPublic.load(fleet), min_suite=min_suite)
         if not any((discard, model, retire, renew, fleet)):
             raise UsageError("nothing to stage", hint="--model, --retire, --renew, --fleet or --discard")
-    _show_staged(repository, "staged")
+    show_staged(repository, "staged")
 
 
 @group.command()
@@ -117,7 +117,7 @@ def status(directory: Path) -> None:
     """Show what is published, what is staged, who has signed and who can."""
     repository = RepositoryDirectory(directory)
     repository.check()
-    _show_staged(repository, "")
+    show_staged(repository, "")
 
 
 @group.command()
@@ -215,7 +215,7 @@ def rotate(directory: Path, role: str, old: str, new: str, keys: KeyDirectory) -
     repository = RepositoryDirectory(directory)
     with repository.locked():
         staging.replace_key(repository, role, keys.public(old), keys.public(new))
-    _show_staged(repository, "staged")
+    show_staged(repository, "staged")
 
 
 @group.command()
@@ -251,7 +251,8 @@ def _confirm(name: str, changes: Mapping[str, Sequence[str]]) -> None:
         raise EdgesealError("nothing was signed", hint="edgeseal repo status shows what is staged, and who has signed")
 
 
-def _show_staged(repository: RepositoryDirectory, title: str) -> None:
+def show_staged(repository: RepositoryDirectory, title: str) -> None:
+    """Print what is published and staged, and who has signed and who can."""
     standings = signing.standings(repository)
     changes = {role: signing.changes(repository, role) for role in repository.staged()}
     published = dict(_published(repository).items())

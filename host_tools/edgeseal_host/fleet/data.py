@@ -8,21 +8,21 @@ objects/          everything served                secrets/       key rings, sig
 from __future__ import annotations
 
 import json
-from contextlib import contextmanager
+from contextlib import closing, contextmanager
 from typing import TYPE_CHECKING, Final
 from urllib.parse import urlsplit
 
 from edgeseal.durable import fsync_directory, locked, sweep, write_atomic
 from edgeseal.errors import IncompatibleError, IntegrityError, RefusedError, UsageError
 from edgeseal.servers import TARGET_PATH, FleetServers, ServerKey
-from edgeseal_host.fleet import online_keys, schema
+from edgeseal_host.fleet import data_key, schema
 from edgeseal_host.fleet.objects import ObjectDirectory
+from edgeseal_host.fleet.online_keys import OnlineKeys
 from edgeseal_host.fleet.public import FleetPublic
 from edgeseal_host.fleet.publishing import Publisher
 from edgeseal_host.fleet.registry import SqlRegistry
 from edgeseal_host.fleet.rings import KEY_LIFETIME, RINGS, KeyRing
 from edgeseal_host.fleet.tokens import Tokens
-from edgeseal_host.fleet.vault import Vault
 from edgeseal_host.repository import metadata
 
 if TYPE_CHECKING:
@@ -42,6 +42,7 @@ class DataDirectory:
         self.database = path / "fleet.db"
         self.public_file = path / "public.json"
         self.admin_token = path / "admin.token"
+        self.online_keys = OnlineKeys(self.secrets)
 
     def create(self, url: str, *, now: int) -> FleetPublic:
         """Make keys, database and the first token.
@@ -61,11 +62,11 @@ class DataDirectory:
         self.secrets.chmod(0o700)
         for name in RINGS:
             KeyRing.new(name, now).save(self._ring_file(name))
-        for role in ("snapshot", "timestamp"):
-            online_keys.create(self.secrets / f"{role}.key", f"fleet {role}")
-        Vault.create(self.secrets / "data.key")
+        self.online_keys.create()
         ObjectDirectory(self.path / "objects").prepare()
         schema.create(self.database)
+        with closing(schema.open_database(self.database)) as database:
+            data_key.create(self.secrets, database)
         public = self._write_public(url)
         with self.open() as fleet:
             write_atomic(self.admin_token, fleet.tokens.create(("admin",), now=now).encode() + b"\n", mode=0o600)
@@ -112,6 +113,24 @@ class DataDirectory:
             ring.rotated(name, now).without_expired(now).save(self._ring_file(name))
             return self._write_public(url)
 
+    def rotate_online_keys(self, *, force: bool = False) -> FleetPublic:
+        """Make the next snapshot and timestamp keys and announce them in public.json; the former sign on.
+
+        Raises RefusedError if next keys are there already (unless `force`).
+        """
+        url = self.url()
+        with locked(self.path / "rings.lock", wait=True):
+            self.online_keys.prepare(force=force)
+            return self._write_public(url)
+
+    def rotate_data_key(self) -> int:
+        """Seal the registry's secrets with a new key; returns how many there are. The caller holds the serve lock.
+
+        Raises IntegrityError if one does not open: nothing was changed then.
+        """
+        with self.open() as fleet:
+            return data_key.rotate(self.secrets, fleet.database, fleet.registry, fleet.vault)
+
     def public(self) -> FleetPublic:
         """Read public.json."""
         return FleetPublic.load(self.public_file)
@@ -152,8 +171,8 @@ class DataDirectory:
             session=tuple(ServerKey(k.key.suite.number, k.key.public.raw, k.made + KEY_LIFETIME) for k in keys),
             wrap=self.ring("wrap").slot("current")[0].key.public,
             enrol=self.ring("enrol").slot("current")[0].key.public,
-            snapshot=online_keys.load(self.secrets / "snapshot.key", "fleet snapshot").public_key,
-            timestamp=online_keys.load(self.secrets / "timestamp.key", "fleet timestamp").public_key,
+            snapshot=self.online_keys.announced("snapshot"),
+            timestamp=self.online_keys.announced("timestamp"),
         )
         public.save(self.public_file)
         return public
@@ -174,8 +193,12 @@ class Fleet:
     def __init__(self, data: DataDirectory) -> None:
         """Open everything; use `DataDirectory.open`."""
         self.data = data
-        self.vault = Vault.load(data.secrets / "data.key")
         self.database = schema.open_database(data.database)
+        try:
+            self.vault = data_key.open_vault(data.secrets, self.database)
+        except BaseException:
+            self.database.close()
+            raise
         self.registry = SqlRegistry(self.database, self.vault)
         self.objects = ObjectDirectory(data.path / "objects")
         self.tokens = Tokens(self.registry)
@@ -183,8 +206,7 @@ class Fleet:
             self.registry,
             self.objects,
             self.vault,
-            snapshot=online_keys.load(data.secrets / "snapshot.key", "fleet snapshot"),
-            timestamp=online_keys.load(data.secrets / "timestamp.key", "fleet timestamp"),
+            keys=data.online_keys,
             wrap_ring=lambda: data.ring("wrap").ring(),
         )
 

@@ -186,4 +186,5 @@ def _report(data: bytes | None) -> dict[str, Any] | None:
         "entropy": r.entropy,
         "free_disk": r.free_disk,
         "free_ram": r.free_ram,
+        "problem": r.problem,
     }

@@ -22,6 +22,7 @@ from edgeseal.errors import FormatError, IntegrityError, NotAuthorisedError, Ref
 from edgeseal.manifest import Manifest
 from edgeseal.table import open_pinned
 from edgeseal_host.fleet.objects import TIMESTAMP
+from edgeseal_host.fleet.online_keys import ROLES, OnlineKeys
 from edgeseal_host.fleet.schema import metadata_file, release
 from edgeseal_host.repository import metadata, online
 from edgeseal_host.repository.verify import Published, Verified, trust_root, verify_publication
@@ -64,14 +65,13 @@ class Publisher:
         objects: ObjectDirectory,
         vault: Vault,
         *,
-        snapshot: CryptoSigner,
-        timestamp: CryptoSigner,
+        keys: OnlineKeys,
         wrap_ring: Callable[[], Ring],
         clock: Callable[[], datetime] = metadata.now_utc,
     ) -> None:
         """`wrap_ring` is asked for each publication: the ring may have been rotated."""
         self._registry, self._objects, self._vault = registry, objects, vault
-        self._snapshot, self._timestamp = snapshot, timestamp
+        self._keys = keys
         self._wrap_ring, self._clock = wrap_ring, clock
         self._lock = threading.Lock()
 
@@ -86,7 +86,7 @@ class Publisher:
         Raises RefusedError, NotAuthorisedError if it does not name this server's keys.
         """
         root = trust_root(data).signed
-        self._check_named(root)
+        self._signers(root)
         if root.is_expired(self._clock()):
             raise RefusedError(f"root version {root.version} expired on {root.expires:%Y-%m-%d}")
         with self._lock:
@@ -117,14 +117,13 @@ class Publisher:
                 )
             now = self._clock()
             verified = verify_publication(current, publication, now=now, has_file=self._has_target)
-            self._check_named(verified.root.signed)
+            signers = self._signers(verified.root.signed)
             releases = self._releases(verified, envelopes)
             state = current
             if verified.changed or current.timestamp is None:
-                state = online.sign_online(
-                    verified, current, snapshot=self._snapshot, timestamp=self._timestamp, now=now
-                )
+                state = online.sign_online(verified, current, **signers, now=now)
             self._place(state, current, verified, releases)
+            self._keys.settle(verified.root.signed)
             return self._summary(state, verified)
 
     def resign(self) -> list[str]:
@@ -138,12 +137,12 @@ class Publisher:
             if not old and not online.due(current.timestamp, "timestamp", now=now):
                 return []
             root = metadata.read(current.root, Root, what="root.json").signed
-            snapshot = current.snapshot
+            signers, snapshot = self._signers(root), current.snapshot
             if old:
                 roles = {"targets": current.targets, **current.roles}
-                snapshot = online.sign_snapshot(root, roles, current.snapshot, signer=self._snapshot, now=now)
+                snapshot = online.sign_snapshot(root, roles, current.snapshot, signer=signers["snapshot"], now=now)
                 self._objects.write_file(metadata.metadata_file("snapshot", _version(snapshot, Snapshot)), snapshot)
-            timestamp = online.sign_timestamp(root, snapshot, current.timestamp, signer=self._timestamp, now=now)
+            timestamp = online.sign_timestamp(root, snapshot, current.timestamp, signer=signers["timestamp"], now=now)
             with self._registry.durably() as connection:
                 _store_only(connection, "snapshot", _version(snapshot, Snapshot), snapshot)
                 _store_only(connection, "timestamp", _version(timestamp, Timestamp), timestamp)
@@ -151,7 +150,7 @@ class Publisher:
             return ["snapshot", "timestamp"] if old else ["timestamp"]
 
     def recover(self) -> None:
-        """Redo step 3 of a publication that a kill cut short."""
+        """Redo step 3 of a publication that a kill cut short, and destroy signing keys that its root replaced."""
         with self._lock:
             with self._registry.read() as connection:
                 rows = connection.execute(
@@ -161,11 +160,19 @@ class Publisher:
                 name = metadata.metadata_file(row.role, row.version)
                 if not self._objects.has_file(name) or self._objects.read_file(name) != row.data:
                     self._objects.write_file(name, row.data)
+            roots = [row for row in rows if row.role == "root"]
+            if roots:
+                newest = max(roots, key=lambda row: row.version)
+                self._keys.settle(metadata.read(newest.data, Root, what="root.json").signed)
 
     # Checks --------------------------------------------------------------------------------------------------------
 
-    def _check_named(self, root: Root) -> None:
-        online.check_online_keys(root, snapshot=self._snapshot, timestamp=self._timestamp)
+    def _signers(self, root: Root) -> dict[str, CryptoSigner]:
+        """Return this server's key of either role.
+
+        Raises NotAuthorisedError unless `root` names one of its own for both: else nothing could be published.
+        """
+        return {role: self._keys.signer(role, root) for role in ROLES}
 
     def _has_target(self, path: str, sha256: str) -> bool:
         return self._objects.has_file(metadata.target_file(path, sha256))

@@ -1,7 +1,7 @@
 """Secrets inside the database, sealed by a key that lies outside of it: a stolen database opens nothing.
 
 What a value is and whose is authenticated with it: moved to another row it does not open. Nonces are random, which is
-safe for 2^32 values (NIST SP 800-38D §8.3 has the same bound for the same nonce).
+safe for 2^32 values (NIST SP 800-38D §8.3 has the same bound for the same nonce). Not here: which key (data_key.py).
 """
 
 from __future__ import annotations
@@ -12,7 +12,6 @@ from typing import TYPE_CHECKING, Final
 from cryptography.exceptions import InvalidTag
 from cryptography.hazmat.primitives.ciphers.aead import ChaCha20Poly1305
 
-from edgeseal.durable import write_atomic
 from edgeseal.errors import IntegrityError
 from edgeseal.suite import expand, transcript
 
@@ -21,6 +20,7 @@ if TYPE_CHECKING:
 
 KEY_LENGTH: Final = 32
 _NONCE_LENGTH: Final = 12
+_ID_LENGTH: Final = 16
 _VERSION: Final = b"edgeseal/fleet-at-rest"
 
 
@@ -30,12 +30,7 @@ class Vault:
     def __init__(self, key: bytes) -> None:
         """Use a 32-byte data key."""
         self._aead = ChaCha20Poly1305(expand(key, _VERSION, KEY_LENGTH))
-
-    @classmethod
-    def create(cls, path: Path) -> Vault:
-        """Make a new data key and its file."""
-        write_atomic(path, os.urandom(KEY_LENGTH), mode=0o600)
-        return cls.load(path)
+        self.key_id = expand(key, _VERSION + b" id", _ID_LENGTH).hex()  # tells nothing about the key
 
     @classmethod
     def load(cls, path: Path) -> Vault:

@@ -102,12 +102,6 @@ def due(data: bytes, role: Literal["snapshot", "timestamp"], *, now: datetime) -
     return expires - now < metadata.LIFETIME[role] / 2
 
 
-def check_online_keys(root: Root, *, snapshot: Signer, timestamp: Signer) -> None:
-    """Raise NotAuthorisedError unless `root` names both keys: else nothing could be published."""
-    _check_named(root, "snapshot", snapshot)
-    _check_named(root, "timestamp", timestamp)
-
-
 def _check_named(root: Root, role: metadata.TopLevel, signer: Signer) -> None:
     if signer.public_key.keyid not in root.roles[role].keyids or root.roles[role].threshold != 1:
         raise NotAuthorisedError(

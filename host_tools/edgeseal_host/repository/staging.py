@@ -172,20 +172,74 @@ def replace_key(directory: RepositoryDirectory, role: str, old: Key, new: Key) -
     without a key to spare.
     """
     edited = _edit(directory, "root", Root, metadata.LIFETIME["root"])
-    if old.keyid not in edited.signed.roles[role].keyids:
-        names = ", ".join(metadata.key_name(edited.signed.keys[i]) for i in edited.signed.roles[role].keyids)
-        raise UsageError(f"{metadata.key_name(old)} is not a key of {role}", hint=f"its keys: {names}")
-    if new.keyid in edited.signed.roles[role].keyids:  # one key fewer, and as many that must sign
-        raise UsageError(
-            f"{metadata.key_name(new)} is a key of {role} already", hint="edgeseal key new NAME makes another key"
-        )
-    metadata.check_keys([new], schemes=metadata.OFFLINE_SCHEMES, role=role)
+    _check_names(edited.signed, role, old)
+    _check_new(edited.signed, role, new)
     edited.signed.revoke_key(old.keyid, role)
     edited.signed.add_key(new, role)
+    _stage_keys(directory, edited, role, newly_signed=True)
+
+
+def add_key(directory: RepositoryDirectory, role: str, key: Key, *, threshold: int | None = None) -> None:
+    """Stage a root that names one key more for `role` (root or targets); `threshold`: how many must sign from then on.
+
+    Raises UsageError if it is one already or the threshold is out of range, RefusedError for a key no device accepts or
+    if root had no key to spare.
+    """
+    edited = _edit(directory, "root", Root, metadata.LIFETIME["root"])
+    _check_new(edited.signed, role, key)
+    edited.signed.add_key(key, role)
+    raised = _set_threshold(edited.signed, role, threshold)
+    _stage_keys(directory, edited, role, newly_signed=raised)
+
+
+def remove_key(directory: RepositoryDirectory, role: str, key: Key, *, threshold: int | None = None) -> None:
+    """Stage a root that does not name `key` for `role` any more; `threshold` is how many must sign from then on.
+
+    Raises UsageError if it is none, or the threshold is out of range then; RefusedError if root had no key to spare.
+    """
+    edited = _edit(directory, "root", Root, metadata.LIFETIME["root"])
+    _check_names(edited.signed, role, key)
+    edited.signed.revoke_key(key.keyid, role)
+    _set_threshold(edited.signed, role, threshold)
+    _stage_keys(directory, edited, role, newly_signed=True)
+
+
+def _check_names(root: Root, role: str, key: Key) -> None:
+    if key.keyid not in root.roles[role].keyids:
+        names = ", ".join(metadata.key_name(root.keys[i]) for i in root.roles[role].keyids)
+        raise UsageError(f"{metadata.key_name(key)} is not a key of {role}", hint=f"its keys: {names}")
+
+
+def _check_new(root: Root, role: str, key: Key) -> None:
+    if key.keyid in root.roles[role].keyids:  # one key fewer, and as many that must sign
+        raise UsageError(
+            f"{metadata.key_name(key)} is a key of {role} already", hint="edgeseal key new NAME makes another key"
+        )
+    metadata.check_keys([key], schemes=metadata.OFFLINE_SCHEMES, role=role)
+
+
+def _set_threshold(root: Root, role: str, threshold: int | None) -> bool:
+    """Set how many must sign; whether that is more than before.
+
+    Raises UsageError for a number that nobody could reach, or that leaves root to a single person.
+    """
+    named = root.roles[role]
+    before, after = named.threshold, named.threshold if threshold is None else threshold
+    lowest = 2 if role == "root" else 1
+    if not lowest <= after <= len(named.keyids):
+        raise UsageError(
+            f"{after} of {len(named.keyids)} {role} keys must sign: the number must be {lowest} to {len(named.keyids)}",
+            hint="--threshold N says how many must sign from then on; add a key before another one goes",
+        )
+    named.threshold = after
+    return after > before
+
+
+def _stage_keys(directory: RepositoryDirectory, edited: Metadata[Root], role: str, *, newly_signed: bool) -> None:
     check_spare_root_key(edited.signed)
     directory.stage("root", edited.to_bytes())
-    if role == "targets":
-        renew(directory, "targets")  # what the old key signed no longer counts
+    if role == "targets" and newly_signed:
+        renew(directory, "targets")  # what the old keys signed no longer counts, or not enough
 
 
 def _edit(directory: RepositoryDirectory, role: str, kind: type[T], lifetime: timedelta) -> Metadata[T]:
