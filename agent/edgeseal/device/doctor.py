@@ -42,10 +42,10 @@ def examine(agent: Agent) -> list[Finding]:
         ("models", _models),
         ("disk", _disk),
         ("engine", _engine),
-        ("entropy", _entropy),
         ("fleet server", _fleet),
     )
-    return [_tried(name, check, agent) for name, check in checks]
+    findings = [_tried(name, check, agent) for name, check in checks]
+    return [*findings[:-1], *_entropy(agent), findings[-1]]
 
 
 def as_dicts(findings: list[Finding]) -> list[dict[str, str]]:
@@ -158,9 +158,13 @@ def _engine(agent: Agent) -> Finding:
     return Finding("engine", "ok", f"onnxruntime {VERSION}")
 
 
-def _entropy(agent: Agent) -> Finding:
-    drawn = agent.mixer.draw("doctor", 32)
-    return Finding("entropy", "ok", f"policy {agent.config.entropy.policy}; {'; '.join(drawn.sources)}")
+def _entropy(agent: Agent) -> list[Finding]:
+    from edgeseal.device import doctor_entropy
+
+    try:
+        return doctor_entropy.examine(agent)
+    except EdgesealError as e:
+        return [Finding("entropy", "failed", e.message, e.hint or "")]
 
 
 def _fleet(agent: Agent) -> Finding:

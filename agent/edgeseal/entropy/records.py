@@ -120,8 +120,12 @@ class Records:
             return
         self._memory.pop(name, None)
         try:
-            with contextlib.suppress(FileExistsError):
-                self._directory.mkdir(mode=0o700, parents=True)
+            for directory in (
+                self._directory.parent,
+                self._directory,
+            ):  # `parents` would leave the first open to others
+                with contextlib.suppress(FileExistsError):
+                    directory.mkdir(mode=0o700)
             write_atomic(self._directory / name, msgspec.json.encode(value))
         except OSError:
             self._memory[name] = value  # a full or read-only card: the latch holds as long as this process
