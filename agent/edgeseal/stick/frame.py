@@ -61,11 +61,11 @@ class Frame:
         "flags",
         "kind",
         "led",
-        "mac",
         "payload",
         "seq",
         "signed",
         "t_us",
+        "tag",
     )
 
     def __init__(self, buf: bytes) -> None:
@@ -76,7 +76,7 @@ class Frame:
         self.bits, self.channel, self.led = buf[40], buf[41], buf[42]
         self.signed = buf[:SIGNED_LENGTH]
         self.payload = buf[HEADER_LENGTH : HEADER_LENGTH + length]
-        self.mac = buf[SIGNED_LENGTH:_CRC_AT]
+        self.tag = buf[SIGNED_LENGTH:_CRC_AT]
 
     def samples(self) -> "array[int]":
         """Return the samples of a RAW frame, array('H'). Raises FrameError for another kind or a code too wide."""
@@ -89,7 +89,7 @@ class Frame:
 
     def authentic(self, key: mac.Hmac) -> bool:
         """Whether the frame carries the tag of this session's key."""
-        return mac.equal(self.mac, key.tag(self.signed))
+        return mac.equal(self.tag, key.tag(self.signed))
 
 
 def put_header(

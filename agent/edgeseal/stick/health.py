@@ -171,7 +171,7 @@ class Duplicates:
     def __init__(self, capacity: int = REMEMBERED) -> None:
         """Start without a history."""
         self._ring = [b""] * capacity
-        self._seen = set()  # type: set[bytes]
+        self._seen: set[bytes] = set()
         self._at = 0
 
     def feed(self, samples: "array[int] | bytes") -> bool:
