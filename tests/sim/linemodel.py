@@ -120,7 +120,7 @@ def openers(*lines: Line) -> Callable[..., serial.Serial]:
 
     def opener(path: str, baud: int, **more: Any) -> serial.Serial:
         port = real(path, baud, **more)
-        by_path[path].opened(baud)
+        by_path[os.path.realpath(path)].opened(baud)
         return port
 
     return opener

@@ -152,8 +152,7 @@ def test_swiftrng_reads_its_two_sources_in_turn(plug: Plug) -> None:
     for i in range(4):
         assert bytes(driver.read(timeout=TIMEOUT).samples) == model.sent[i]
     assert model.asked == "vmsd<><>"
-    assert driver.describe().firmware == "SwiftRNG V2.0"
-    assert driver.describe().serial == "SWRNG1234567890"
+    assert driver.describe().firmware == "SwiftRNG V2.0 SWRNG1234567890"
 
 
 def test_swiftrng_status_is_believed(plug: Plug) -> None:
@@ -188,7 +187,7 @@ def test_qcicada_is_configured_strictly(plug: Plug) -> None:
     assert config.rest == (0.5, 4, 64, 512, 2048)  # untouched
     assert driver.read(timeout=TIMEOUT).flags == STARTUP_OK
     described = driver.describe()
-    assert (described.serial, described.firmware) == ("QC0000000217", "CICADA-QRNG-1.1 5.13")
+    assert (described.serial, described.firmware) == ("DK0HFP4T", "CICADA-QRNG-1.1 5.13 QC0000000217")
     assert (driver.profile.source_class, driver.profile.evidence) == ("quantum", "vendor")
 
 
@@ -243,6 +242,15 @@ def test_qcicada_is_never_probed_unasked(plug: Plug) -> None:
     model = plug(QCicada)
     assert detect.scan(Bus(), ports=lambda: [model.port], kernel=lambda: None) == []
     assert model.got == []
+
+
+def test_qcicada_by_a_link_and_not_there(plug: Plug, tmp_path: Path) -> None:
+    model = plug(QCicada)
+    link = tmp_path / "by-id"
+    link.symlink_to(model.path)
+    found = detect.scan(Bus(), ports=lambda: [model.port], probe=[str(link), "/dev/ttyUSB77"], kernel=lambda: None)
+    assert [f.description.path for f in found] == [str(link)]
+    assert found[0].open().read(timeout=TIMEOUT).samples == model.sent[-1]
 
 
 @pytest.mark.parametrize("kind", KINDS)

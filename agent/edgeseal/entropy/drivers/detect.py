@@ -7,8 +7,9 @@ Serial ports without a known number are never written to unless the operator nam
 
 from __future__ import annotations
 
+import os
 import re
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any, Final
 
 from serial.tools import list_ports
@@ -81,7 +82,8 @@ def scan(
     `backend`: a pyusb backend; by default a new libusb context, for an old one may not see a replug. `probe`: serial
     ports that the operator says carry a QCicada. Raises DriverError if the bus cannot be scanned at all.
     """
-    found = [*_usb(backend if backend is not None else fresh_backend()), *_serial(ports()), *_probed(probe)]
+    lines = list(ports())
+    found = [*_usb(backend if backend is not None else fresh_backend()), *_serial(lines), *_probed(probe, lines)]
     description = kernel()
     if description is not None:
         found.append(_described(description, hwrng.PROFILE, hwrng.HwRng))
@@ -131,21 +133,21 @@ def _serial(ports: Iterable[Any]) -> Iterator[Found]:
     for port in sorted(ports, key=lambda p: str(p.device)):
         for kind in SERIAL:
             if (port.vid, port.pid) in kind.ids and re.fullmatch(kind.product, port.product or ""):
-                description = Description(
-                    kind.profile.name,
-                    port.device,
-                    port.vid,
-                    port.pid,
-                    _clean(port.manufacturer),
-                    _clean(port.product),
-                    _clean(port.serial_number),
-                )
-                yield _described(description, kind.profile, kind.open)
+                yield _described(_port(kind.profile.name, port), kind.profile, kind.open)
 
 
-def _probed(probe: Iterable[str]) -> Iterator[Found]:
+def _probed(probe: Iterable[str], ports: Iterable[Any]) -> Iterator[Found]:
+    """Yield the ports the operator named, as far as they are there; a link (/dev/serial/by-id) keeps its name."""
+    attached_ports = {os.path.realpath(port.device): port for port in ports}
     for path in probe:
-        yield _described(Description(qcicada.PROFILE.name, path), qcicada.PROFILE, qcicada.QCicada)
+        if port := attached_ports.get(os.path.realpath(path)):
+            description = replace(_port(qcicada.PROFILE.name, port), path=path)
+            yield _described(description, qcicada.PROFILE, qcicada.QCicada)
+
+
+def _port(kind: str, port: Any) -> Description:  # noqa: ANN401 -- pyserial has no types
+    names = (_clean(port.manufacturer), _clean(port.product), _clean(port.serial_number))
+    return Description(kind, port.device, port.vid, port.pid, *names)
 
 
 def _described(description: Description, profile: Profile, opener: Callable[[Description, Options], Driver]) -> Found:

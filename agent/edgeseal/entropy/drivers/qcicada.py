@@ -101,8 +101,8 @@ class QCicada(SerialDriver):
         try:
             info = self._identify()
             self._configure(SHA256 if options.conditioned else RAW_NOISE)
-            firmware = f"{info.hardware} {info.firmware >> 16}.{info.firmware & 0xFFFF}"
-            self._description = replace(description, serial=info.serial, firmware=firmware)
+            firmware = f"{info.hardware} {info.firmware >> 16}.{info.firmware & 0xFFFF} {info.serial}"
+            self._description = replace(description, firmware=firmware)  # the serial stays the cable's: an identity
         except BaseException:
             self.close()
             raise

@@ -45,8 +45,10 @@ class SwiftRng(SerialDriver):
         try:
             self._line.drain(quiet=_QUIET)
             version = self._text(b"v", _VERSION)
-            firmware = f"{self._text(b'm', _MODEL)} {version}"
-            self._description = replace(description, firmware=firmware, serial=self._text(b"s", _SERIAL))
+            firmware = f"{self._text(b'm', _MODEL)} {version} {self._text(b's', _SERIAL)}"
+            self._description = replace(
+                description, firmware=firmware
+            )  # the serial stays the descriptor's: an identity
             if _version(version) >= _SELF_TEST_FROM:
                 self._ask(b"d", 0, timeout=2.0)
         except BaseException:
