@@ -47,7 +47,7 @@ _COMMANDS: Final[dict[str, _Entry]] = {
         "edgeseal_host.cli.bundle",
         "Build, inspect, verify, publish and export models.",
     ),
-    "device": _Entry("edgeseal_host.cli.device", "Enrol, list and revoke devices."),
+    "device": _Entry("edgeseal_host.cli.device", "Enrol, list, revoke and forget devices."),
     "fleet": _Entry(
         "edgeseal_host.cli.fleet",
         "Run a fleet server.",

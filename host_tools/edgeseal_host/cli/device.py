@@ -1,19 +1,21 @@
-"""`edgeseal device`: enrol, list, show and revoke devices.
+"""`edgeseal device`: enrol, list, show, revoke and forget devices.
 
 Not here: enrolment over a serial line; this is the one with files.
 """
 
 from __future__ import annotations
 
+import sys
 import time
+from datetime import UTC, datetime
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import click
 
 from edgeseal.durable import write_atomic
 from edgeseal.enrolment import MAX_RECORD, MAX_REQUEST, Request
-from edgeseal.errors import TemporaryError, UsageError
+from edgeseal.errors import EdgesealError, TemporaryError, UsageError
 from edgeseal_host.bundle import read_bounded
 from edgeseal_host.cli import options, output
 from edgeseal_host.enrol import Enrolment, check_record
@@ -27,7 +29,7 @@ _FILE = click.Path(path_type=Path, exists=True, dir_okay=False)
 
 @click.group()
 def group() -> None:
-    """Enrol, list and revoke devices."""
+    """Enrol, list, revoke and forget devices."""
 
 
 @group.command()
@@ -125,6 +127,49 @@ def revoke(name: str, reason: str, url: str, token_file: Path, ca_file: Path | N
     """Refuse a device from now on: it gets no content key any more and deletes those it has."""
     found = options.client(url, token_file, ca_file).revoke(name, reason)
     output.emit(found, f"{name} is revoked: no key will be released to it again")
+
+
+@group.command()
+@click.argument("name")
+@click.option("--yes", is_flag=True, help="Do not ask; needed where there is no terminal.")
+@options.server_options(required=True)
+@output.json_option
+def forget(
+    name: str,
+    yes: bool,  # noqa: FBT001 - click's flag
+    url: str,
+    token_file: Path,
+    ca_file: Path | None,
+) -> None:
+    """Erase a device with its keys, reports and orders, so that it may be enrolled anew. Needs an admin token.
+
+    A stolen or lost device is to be revoked instead: then the server remembers not to serve it, and whose it was.
+    """
+    client = options.client(url, token_file, ca_file)
+    found = client.device(name)
+    if not yes:
+        _confirm_forget(found)
+    output.emit(client.forget(name), f"{name} is erased: its keys open nothing here, its name and key are free")
+
+
+def _confirm_forget(found: dict[str, Any]) -> None:
+    """Have a person at the terminal type the device's name.
+
+    Raises UsageError if nobody is there, EdgesealError if it was another name.
+    """
+    name = str(found["name"])
+    if _nobody_to_ask():
+        raise UsageError(f"erasing {name} cannot be undone, and nobody is at the terminal to ask", hint="add --yes")
+    seen = (
+        "never" if found["seen_at"] is None else f"{datetime.fromtimestamp(found['seen_at'], UTC):%Y-%m-%d %H:%M} UTC"
+    )
+    click.echo(f"{name}: group {found['group'] or 'none'}, last seen {seen}; this cannot be undone.", err=True)
+    if click.prompt("Type its name to erase it", err=True) != name:
+        raise EdgesealError("nothing was erased", hint="edgeseal device list shows all names")
+
+
+def _nobody_to_ask() -> bool:
+    return not sys.stdin.isatty()
 
 
 def _register(client: FleetClient, record: bytes) -> None:
