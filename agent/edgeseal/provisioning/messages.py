@@ -17,7 +17,7 @@ from edgeseal.errors import FormatError, IncompatibleError
 from edgeseal.suite import PublicKey
 
 FORMAT: Final = 1
-MAX_MESSAGE: Final = 131_072  # bytes of one message; a TUF root, deflated, is most of the largest one
+MAX_MESSAGE: Final = 1_114_112  # bytes of one message: 1 MiB of TUF root and what is around it
 NONCE_LENGTH: Final = 32
 HOST_ENTROPY_LENGTH: Final = 64
 PIN_LENGTH: Final = 48  # SHA-384 of a station's public key

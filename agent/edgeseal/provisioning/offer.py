@@ -19,6 +19,7 @@ from edgeseal.enrolment import DeviceId, Grant, Record, SuiteNumber, Text
 from edgeseal.errors import FormatError, IntegrityError
 from edgeseal.provisioning import transcript
 from edgeseal.provisioning.messages import STATION_ID_LENGTH, Board, Digest, Identity, Package, _Message
+from edgeseal.provisioning.verdict import Code, RefusalError
 from edgeseal.session.messages import PSK_LENGTH
 
 if TYPE_CHECKING:
@@ -132,7 +133,7 @@ class Book(Protocol):
 def make_offer(order: Order, place: Place, identity: Identity, *, random: Callable[[int], bytes]) -> Offer:
     """Make PSK and k_rng, and forget them: they leave sealed to the device and to the fleet server only.
 
-    Raises FormatError for a name or group no device can have.
+    Raises RefusalError for a name or group no device can have.
     """
     asked, key = identity.asked, identity.key
     psk, k_rng = random(PSK_LENGTH), random(K_RNG_LENGTH)
@@ -148,7 +149,7 @@ def make_offer(order: Order, place: Place, identity: Identity, *, random: Callab
         psk=psk,
         enrol=order.enrol,
     ).to_bytes()
-    Record.from_bytes(record)
+    _check_record(record)
     return Offer(
         format=GRANT_FORMAT,
         device=place.device,
@@ -162,6 +163,18 @@ def make_offer(order: Order, place: Place, identity: Identity, *, random: Callab
         commitment=transcript.commitment(transcript.receipt(key.raw, sealed, psk)),
         root=order.root_digest,
     )
+
+
+def _check_record(record: bytes) -> None:
+    """Read the record by the fleet server's own rules, before anything of it is kept."""
+    try:
+        Record.from_bytes(record)
+    except FormatError as e:
+        raise RefusalError(
+            Code.OPERATOR,
+            f"this cannot be registered: {e.message}",
+            remedy="names have 1 to 64 of a-z 0-9 . _ -, first a letter or digit; texts at most 256 characters",
+        ) from e
 
 
 def pack(order: Order, offer: Offer) -> Package:
