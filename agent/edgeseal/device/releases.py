@@ -8,7 +8,7 @@ makes memory agree with the state again.
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Final
 
 import msgspec
 
@@ -35,6 +35,9 @@ if TYPE_CHECKING:
     from edgeseal.store import Kind
     from edgeseal.table import Table
     from edgeseal.trust import TargetInfo
+
+
+_CANNOT: Final = (EdgesealError, OSError)  # one model's failing block must not take the others along
 
 
 @dataclass(frozen=True, slots=True)
@@ -188,15 +191,19 @@ def restore(agent: Agent) -> list[str]:
 
     Returns what could not be restored, one line each.
     """
-    agent.models.prepare()
-    agent.models.sweep()
     problems = []
+    try:
+        agent.models.prepare()
+        agent.models.sweep()
+    except OSError as e:
+        problems.append(f"the model repository cannot be prepared: {e}")
     for name, model in agent.state().models.items():
-        if model.current is None or agent.models.current(name) == model.current.release:
+        if model.current is None:
             continue
         try:
-            _restore_one(agent, model.current)
-        except EdgesealError as e:
+            if agent.models.current(name) != model.current.release:
+                _restore_one(agent, model.current)
+        except _CANNOT as e:
             problems.append(f"{name} release {model.current.release} cannot be restored: {e}")
             _restore_previous(agent, model, problems)
     return problems
@@ -222,7 +229,7 @@ def _restore_previous(agent: Agent, model: Model, problems: list[str]) -> None:
         return
     try:
         _restore_one(agent, model.previous)
-    except EdgesealError as e:
+    except _CANNOT as e:
         problems.append(f"nor can release {model.previous.release}: {e}")
 
 
