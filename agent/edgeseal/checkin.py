@@ -38,7 +38,10 @@ class Failure(msgspec.Struct, frozen=True, array_like=True, forbid_unknown_field
 
 
 class Report(msgspec.Struct, frozen=True, array_like=True, forbid_unknown_fields=True):
-    """A device's whole state. Sizes in bytes; `metadata` are TUF role versions; `entropy` the record of sources."""
+    """A device's whole state. Sizes in bytes; `metadata` are TUF role versions; `entropy` the record of sources.
+
+    `problem` says why metadata are refused or a release could not be restored, empty if neither is so.
+    """
 
     format: int
     agent: Text
@@ -50,6 +53,7 @@ class Report(msgspec.Struct, frozen=True, array_like=True, forbid_unknown_fields
     entropy: Annotated[dict[str, str], msgspec.Meta(max_length=16)]
     free_disk: Count
     free_ram: Count
+    problem: Text = ""
 
     def to_bytes(self) -> bytes:
         """Deterministic CBOR map, keys 0.. in the order of the fields."""

@@ -275,7 +275,7 @@ def record(
     return made.to_bytes()
 
 
-def report(agent: str = "0.1") -> bytes:
+def report(agent: str = "0.1", problem: str = "") -> bytes:
     """Return a device report."""
     values: dict[str, Any] = {
         "format": 1,
@@ -288,14 +288,15 @@ def report(agent: str = "0.1") -> bytes:
         "entropy": {},
         "free_disk": 1,
         "free_ram": 1,
+        "problem": problem,
     }
     return checkin.Report(**values).to_bytes()
 
 
-def check_in(card: Card, server: Server, public: FleetPublic) -> Reply:
+def check_in(card: Card, server: Server, public: FleetPublic, *, problem: str = "") -> Reply:
     """Make one X1 check-in over HTTP."""
     keys = FleetServers(1, 1, list(public.session)).usable(int(time.time()))
-    return card.device().check_in(report(), servers=keys, send=FleetExchange(server.base))
+    return card.device().check_in(report(problem=problem), servers=keys, send=FleetExchange(server.base))
 
 
 def orders(card: Card, server: Server, public: FleetPublic) -> checkin.Orders:

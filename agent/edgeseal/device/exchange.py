@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Final
 
 import msgspec
 
@@ -18,32 +18,62 @@ from edgeseal.suite import PrivateKey, suite
 from edgeseal.transport.x1 import FleetExchange
 
 if TYPE_CHECKING:
+    from pathlib import Path
+
     from edgeseal.device.agent import Agent
     from edgeseal.suite import PublicKey
-    from edgeseal.trust import Trust
+    from edgeseal.trust import TargetInfo, Trust
 
 
-def check_in(agent: Agent, trust: Trust) -> Orders:
+MAX_PROBLEM: Final = 256  # characters of a report
+
+
+def check_in(agent: Agent, trust: Trust, problem: str = "") -> Orders:
     """Report and return the fleet's orders; keys are sealed at rest when this returns. Re-keys when it is due.
 
     Raises NotAuthorisedError if this device is revoked or denied (content keys are gone then), TemporaryError.
     """
-    selftest.run()  # a library that computes wrongly must stop here, with a name
-    _feed_kernel(agent)
-    device = Device(agent.keys.identity(), save=agent.keys.save, draw=agent.hedged.draw)
-    send = FleetExchange(
-        agent.fleet_url, ca_file=str(agent.config.fleet.ca_file) if agent.config.fleet.ca_file else None
-    )
-    body = report(agent, trust).to_bytes()
+    device, send = _session(agent)
+    body = report(agent, trust, problem).to_bytes()
     try:
         reply = device.check_in(body, servers=server_keys(agent, trust), send=send)
     except ServerKeyUnknownError:
         trust.refresh()  # the fleet has switched to its next key; which one that is, is signed
         reply = device.check_in(body, servers=server_keys(agent, trust), send=send)
-    orders = _orders(agent, trust, reply)
+    orders = _orders(agent, trust, reply, problem)
     if device.rekey_due(reply.now):
         _re_key(agent, device, server_keys(agent, trust), send)
     return orders
+
+
+def report_only(agent: Agent, trust: Trust, problem: str) -> None:
+    """Tell the fleet why metadata are not accepted here; of its answer only the time and a revocation count.
+
+    The message goes to the session key that was signed last, even if those metadata are past their end. Who has stolen
+    such a key learns which device speaks; the report and the answer stay under the PSK (docs/spec/session.md §17).
+    Raises NotAuthorisedError, TemporaryError, or RefusedError if no key is known.
+    """
+    device, send = _session(agent)
+    body = report(agent, trust, problem).to_bytes()
+    reply = device.check_in(body, servers=_last_server_keys(agent, trust), send=send)
+    _check_status(agent, reply)
+    trust.raise_time_floor(reply.now)
+    agent.state_file.write(
+        msgspec.structs.replace(agent.state(), told=problem_key(problem), checked_in_at=int(agent.clock()))
+    )
+
+
+def problem_key(problem: str) -> str:
+    """Return what tells one problem from another: without the time of day that stands behind the semicolon."""
+    return problem.partition(";")[0][:MAX_PROBLEM]
+
+
+def _session(agent: Agent) -> tuple[Device, FleetExchange]:
+    selftest.run()  # a library that computes wrongly must stop here, with a name
+    _feed_kernel(agent)
+    device = Device(agent.keys.identity(), save=agent.keys.save, draw=agent.hedged.draw)
+    ca_file = agent.config.fleet.ca_file
+    return device, FleetExchange(agent.fleet_url, ca_file=str(ca_file) if ca_file else None)
 
 
 def _feed_kernel(agent: Agent) -> None:
@@ -63,7 +93,20 @@ def server_keys(agent: Agent, trust: Trust) -> list[PublicKey]:
 
     Raises RefusedError or TemporaryError if they are not listed, not there, or all past their end.
     """
-    servers = FleetServers.from_bytes(cached_target(agent, trust, TARGET_PATH))
+    return _usable(agent, trust, cached_target(agent, trust, TARGET_PATH))
+
+
+def _last_server_keys(agent: Agent, trust: Trust) -> list[PublicKey]:
+    """Return the session keys that were signed last, from this disk."""
+    info = trust.last_listed(TARGET_PATH)
+    data = None if info is None else _kept(agent, info)
+    if data is None:
+        raise TemporaryError("no session key of the fleet server is known here yet")
+    return _usable(agent, trust, data)
+
+
+def _usable(agent: Agent, trust: Trust, data: bytes) -> list[PublicKey]:
+    servers = FleetServers.from_bytes(data)
     usable = servers.usable(int(max(agent.clock(), trust.time_floor())))
     if not usable:
         raise TemporaryError(
@@ -78,25 +121,33 @@ def cached_target(agent: Agent, trust: Trust, path: str) -> bytes:
 
     Raises NotAuthorisedError if it is not listed, RefusedError, TemporaryError.
     """
-    import hashlib
-
     from edgeseal.durable import write_atomic
 
     info = trust.target(path)
     if info is None:
         raise NotAuthorisedError(f"{path} is not listed by the repository", hint="was it published, or retired?")
-    directory = agent.directory / "targets"
-    place = directory / info.sha256.hex()
+    kept = _kept(agent, info)
+    if kept is not None:
+        return kept
+    data = trust.fetch_target(path)
+    place = _place(agent, info)
+    place.parent.mkdir(mode=0o700, exist_ok=True)
+    write_atomic(place, data)
+    return data
+
+
+def _place(agent: Agent, info: TargetInfo) -> Path:
+    return agent.directory / "targets" / info.sha256.hex()
+
+
+def _kept(agent: Agent, info: TargetInfo) -> bytes | None:
+    """Return a listed target from this disk; None if it is not there, or not it."""
+    place = _place(agent, info)
     try:
         data = place.read_bytes() if place.stat().st_size == info.length else b""
     except FileNotFoundError:
-        data = b""
-    if hashlib.sha256(data).digest() == info.sha256:
-        return data
-    data = trust.fetch_target(path)
-    directory.mkdir(mode=0o700, exist_ok=True)
-    write_atomic(place, data)
-    return data
+        return None
+    return data if info.matches(data) else None
 
 
 def sweep_targets(agent: Agent, trust: Trust, paths: list[str]) -> None:
@@ -108,8 +159,8 @@ def sweep_targets(agent: Agent, trust: Trust, paths: list[str]) -> None:
             place.unlink(missing_ok=True)
 
 
-def report(agent: Agent, trust: Trust) -> Report:
-    """Return this device's whole state."""
+def report(agent: Agent, trust: Trust, problem: str = "") -> Report:
+    """Return this device's whole state; `problem` is what it cannot mend itself."""
     state = agent.state()
     models = {
         name: ModelState(m.current.release, "active") if m.current else ModelState(0, "none")
@@ -127,14 +178,14 @@ def report(agent: Agent, trust: Trust) -> Report:
         entropy={kid: "; ".join(lines)[:256] for kid, lines in list(agent.keys.sources().items())[-4:]},
         free_disk=agent.store.free(),
         free_ram=agent.models.free(),
+        problem=problem[:MAX_PROBLEM],
     )
 
 
-def _orders(agent: Agent, trust: Trust, reply: Reply) -> Orders:
-    state = agent.state()
+def _check_status(agent: Agent, reply: Reply) -> None:
     if reply.status is Status.REVOKED:
         agent.keys.keep_content_keys([])
-        agent.state_file.write(msgspec.structs.replace(state, revoked=True, checked_in_at=int(agent.clock())))
+        agent.state_file.write(msgspec.structs.replace(agent.state(), revoked=True, checked_in_at=int(agent.clock())))
         raise NotAuthorisedError(
             "the fleet has revoked this device; its content keys are deleted",
             hint="what runs keeps running until the next reboot; ask the operator",
@@ -143,14 +194,19 @@ def _orders(agent: Agent, trust: Trust, reply: Reply) -> Orders:
         raise NotAuthorisedError(
             "the fleet server denied this device's report", hint="ask the operator to look at its log"
         )
+
+
+def _orders(agent: Agent, trust: Trust, reply: Reply, problem: str) -> Orders:
+    _check_status(agent, reply)
     trust.raise_time_floor(reply.now)
     orders = Orders.from_bytes(reply.body)
     _keep_keys(agent, trust, orders, reply.now)
     agent.state_file.write(
         msgspec.structs.replace(
-            state,
+            agent.state(),
             revoked=False,
             report_due=False,
+            told=problem_key(problem),
             checked_in_at=int(agent.clock()),
             poll_seconds=orders.poll_seconds,
             report_seconds=orders.report_seconds,
@@ -160,10 +216,18 @@ def _orders(agent: Agent, trust: Trust, reply: Reply) -> Orders:
 
 
 def _keep_keys(agent: Agent, trust: Trust, orders: Orders, now: int) -> None:
-    """Hold what was granted, and of what was held what is still listed: a withdrawn release's key is deleted."""
-    held = agent.keys.content_keys()
+    """Hold what was granted, and of what was held what is still listed: a withdrawn release's key is deleted.
+
+    So is one past its end by the server's time, with one exception: the release that serves keeps its key as long as
+    the fleet assigns some release of its model, or a reboot half-way through an update would leave neither. A fleet
+    that is silent ends nothing: this runs only when it has answered.
+    """
+    held, models = agent.keys.content_keys(), agent.state().models
     granted = {(g.model, g.release): ContentKey(g.model, g.release, g.ck, g.not_after) for g in orders.keys}
-    kept = {key: ck for key, ck in held.items() if ck.not_after > now and _still_listed(trust, *key)}
+    serving = {(a.model, m.current.release) for a in orders.assignments if (m := models.get(a.model)) and m.current}
+    kept = {
+        key: ck for key, ck in held.items() if (ck.not_after > now or key in serving) and _still_listed(trust, *key)
+    }
     agent.keys.keep_content_keys({**kept, **granted}.values())
 
 

@@ -65,7 +65,8 @@ class Model(msgspec.Struct, frozen=True, array_like=True, forbid_unknown_fields=
 class State(msgspec.Struct, frozen=True, array_like=True, forbid_unknown_fields=True):
     """Everything remembered. Times in Unix seconds by this device's clock; `poll` and `report` in seconds.
 
-    `settled` is the version of the timestamp under which the last pass got to its end.
+    `settled` is the version of the timestamp under which the last pass got to its end; `told` is the problem that the
+    fleet was told of last, empty once it knows that it is over.
     """
 
     format: int = FORMAT
@@ -78,6 +79,7 @@ class State(msgspec.Struct, frozen=True, array_like=True, forbid_unknown_fields=
     report_due: bool = True
     last_error: str = ""
     settled: Count = 0
+    told: str = ""
 
     def model(self, name: str) -> Model:
         """Return what is known of a model."""

@@ -60,19 +60,60 @@ def run(agent: Agent, *, report: bool = False) -> Pass:
     """
     done = Pass()
     _ = agent.profile  # not enrolled: say so first
-    agent.store.sweep()
-    done.problems = releases.restore(agent)
+    done.problems = _restore(agent)
     for problem in done.problems:
         agent.say(problem)
     trust = agent.trust(agent.metadata_source())
     try:
         _refresh(agent, trust, done)
-        if report or done.problems or _due(agent, trust):  # what cannot be restored is fetched again
+    except EdgesealError as e:
+        done.errors.append(e)
+        _tell(agent, trust, done, report=report)
+    else:
+        _work(agent, trust, done, report=report)
+    _note_error(agent, done)
+    return done
+
+
+def _restore(agent: Agent) -> list[str]:
+    """Bring back what served; a card that fails here or there is a problem to tell, not the end of the pass."""
+    problems = []
+    try:
+        agent.store.sweep()
+    except OSError as e:
+        problems.append(f"what a killed pass left cannot be cleared: {e}")
+    return problems + releases.restore(agent)
+
+
+def _work(agent: Agent, trust: Trust, done: Pass, *, report: bool) -> None:
+    """Talk to the fleet if there is reason to: under metadata that were accepted just now."""
+    try:
+        if report or done.problems or _due(agent, trust, done):  # what cannot be restored is fetched again
             _follow_orders(agent, trust, done)
     except EdgesealError as e:
         done.errors.append(e)
-    _note_error(agent, done)
-    return done
+
+
+def _tell(agent: Agent, trust: Trust, done: Pass, *, report: bool) -> None:
+    """Tell the fleet that this device refuses the metadata it is served: once for each reason, then as often as ever.
+
+    Without this an expired timestamp or a tampering mirror would look to the fleet like a device that is switched off.
+    Nothing is accepted in this state (exchange.report_only). A mirror that cannot be reached is told when a report is
+    due anyway: as a rule the fleet server cannot be reached then either.
+    """
+    refused = isinstance(done.errors[0], RefusedError)
+    news = refused and exchange.problem_key(_problem(done)) != agent.state().told
+    if not (report or news or _report_interval_over(agent)):
+        return
+    try:
+        exchange.report_only(agent, trust, _problem(done))
+    except EdgesealError as e:
+        done.errors.append(e)
+
+
+def _problem(done: Pass) -> str:
+    """Return what the fleet should know of this pass so far."""
+    return done.errors[0].message if done.errors else (done.problems[0] if done.problems else "")
 
 
 def _refresh(agent: Agent, trust: Trust, done: Pass) -> None:
@@ -84,26 +125,36 @@ def _refresh(agent: Agent, trust: Trust, done: Pass) -> None:
     ) if result.changed else None
 
 
-def _due(agent: Agent, trust: Trust) -> bool:
+def _due(agent: Agent, trust: Trust, done: Pass) -> bool:
     """Whether there is something to tell, or new metadata, or the fleet has not heard of this device for long.
 
     New is what no pass has finished with: a pass may be killed between its refresh and its last install.
     """
     state = agent.state()
-    if trust.versions().get("timestamp", 0) != state.settled:
-        return True
+    news = exchange.problem_key(_problem(done)) != state.told
+    return (
+        news
+        or trust.versions().get("timestamp", 0) != state.settled
+        or state.report_due
+        or _report_interval_over(agent)
+    )
+
+
+def _report_interval_over(agent: Agent) -> bool:
+    state = agent.state()
     seconds = agent.config.fleet.report_seconds or state.report_seconds or REPORT_SECONDS
     since = agent.clock() - state.checked_in_at
-    return state.report_due or since >= seconds or since < 0  # the clock went back: ask again
+    return since >= seconds or since < 0  # the clock went back: ask again
 
 
 def _follow_orders(agent: Agent, trust: Trust, done: Pass) -> None:
     """Report, install what is assigned, report again if that changed something."""
-    orders = exchange.check_in(agent, trust)
+    problem = _problem(done)
+    orders = exchange.check_in(agent, trust, problem)
     done.checked_in = True
     _install_all(agent, trust, orders, done)
     if agent.state().report_due:
-        exchange.check_in(agent, trust)
+        exchange.check_in(agent, trust, problem)
     if not done.errors:
         releases.collect(agent)
         exchange.sweep_targets(agent, trust, [a.path for a in orders.assignments])

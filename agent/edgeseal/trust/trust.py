@@ -103,6 +103,16 @@ class Trust:
         found = self._chain().find(path)
         return None if found is None else target_info(path, found)
 
+    def last_listed(self, path: str) -> TargetInfo | None:
+        """Return what the committed metadata list under `path` even if they are past their end.
+
+        Verified as ever but for the time: for telling the fleet about it, never for installing. Raises as `target`.
+        """
+        from edgeseal.trust.chain import Chain
+
+        found = Chain.load(self._generations.read(), now=0).find(path)
+        return None if found is None else target_info(path, found)
+
     def targets_for(self, model: str) -> list[TargetInfo]:
         """Return the listed (installable) releases of a model, oldest first.
 
