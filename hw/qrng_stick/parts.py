@@ -70,7 +70,7 @@ def _passives(v: FrontEnd) -> list[Line]:
     return [
         _thin("r_f", v.r_f, "104"),
         _thin("r_g", v.r_g, "102"),
-        _thin("r_fb", v.r_fb, "303"),
+        _thin("r_fb", v.r_fb, "2802"),
         _thin("r_mid", v.r_mid, "103"),
         _thick("r_couple", v.r_couple, "10K", "10K0"),
         _thick("r_bias_top", v.r_bias_top, "27K", "27K0"),
@@ -111,7 +111,7 @@ def lines(v: FrontEnd) -> dict[str, Line]:
         ),
         Line(
             *("photodiode", "Device", "D_Photo", "SFH 213", "LED_THT:LED_D5.0mm_Horizontal_O1.27mm_Z3.0mm"),
-            *("ams-OSRAM", "SFH 213", "Vishay BPV10", 0.55, "1 mm2, 11 pF, 5 mm; long lead is the anode"),
+            *("ams-OSRAM", "SFH 213", "Vishay BPV10", 0.55, "1 mm2, 11 pF, 5 mm; find the cathode by measuring"),
         ),
         Line(
             *("led", "Device", "LED", "830 nm", "LED_THT:LED_D5.0mm_Horizontal_O1.27mm_Z3.0mm"),
@@ -139,7 +139,7 @@ def lines(v: FrontEnd) -> dict[str, Line]:
         ),
         Line(
             *("shield", "Device", "RFShield_OnePiece", "can", "edgeseal:shield_44x18"),
-            *("made to drawing", "tin plate 0.2 mm, 44 x 18 x 9 mm", "copper tape over card", 0.60, "over U2, D1, D2"),
+            *("made to drawing", "tin plate 0.2 mm, 44 x 18 x 9 mm", "copper tape over card", 0.60, "over U3, D1, D2"),
         ),
     ]
     return {line.key: line for line in [*semiconductors, *_passives(v), *mechanics]}

@@ -114,7 +114,7 @@ def draw(picture: Picture, folder: Path) -> None:
         axes.set_yscale("log")
         axes.set_ylim(bottom=0.3)
     axes.set(xlabel=picture.x_label, ylabel=picture.y_label)
-    axes.grid(visible=True, which="both", alpha=0.25)
+    axes.grid(visible=True, alpha=0.3)
     axes.legend(fontsize=7)
     path = folder / f"{picture.name}.svg"
     figure.savefig(path, metadata={"Date": None, "Creator": None, "Description": f"data {picture.digest}"})

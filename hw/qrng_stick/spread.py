@@ -62,3 +62,8 @@ def ratio_db(v: FrontEnd) -> float:
 def code_slope(v: FrontEnd) -> float:
     """Slope as the firmware sees it: variance in LSB^2 per microampere of photocurrent."""
     return model.slope(v) * 2 * ELEMENTARY_CHARGE * 1e-6 / v.lsb**2
+
+
+def monitor_slope(v: FrontEnd) -> float:
+    """Slope as the agent's calibration fits it: LSB^2 per 1/16 code of the photocurrent monitor."""
+    return code_slope(v) / (1e-6 * v.r_f / v.lsb * 16)
