@@ -12,12 +12,15 @@ from typing import TYPE_CHECKING, Final, Literal
 from edgeseal import __version__
 from edgeseal.device import board, profile, reset
 from edgeseal.durable import sweep, write_atomic
+from edgeseal.entropy import EntropyError
 from edgeseal.errors import NotAuthorisedError
 from edgeseal.keystore import FORMAT, Provenance
-from edgeseal.provisioning import Destroyed, EntropyReport, Origin, Package, Stage
+from edgeseal.provisioning import Code, Destroyed, EntropyReport, Origin, Package, RefusalError, Stage
 from edgeseal.provisioning.transcript import seed
 from edgeseal.session.device import Generation, Identity
 from edgeseal.suite import PrivateKey, suite
+from edgeseal.trust.floors import Floor, Slots
+from edgeseal.trust.views import provisioned_floors
 
 if TYPE_CHECKING:
     from edgeseal.device.agent import Agent
@@ -71,8 +74,11 @@ class DeviceHome:
         for source in agent.sources:
             source.settle(SETTLE)
         mixer = agent.mixer_under(policy)
-        agent.keys.create(lambda label, length: mixer.draw(label, length).data)
-        drawn = mixer.draw("kem seed", _DRAW)
+        try:
+            agent.keys.create(lambda label, length: mixer.draw(label, length).data)
+            drawn = mixer.draw("kem seed", _DRAW)
+        except EntropyError as e:
+            raise RefusalError(Code.ENTROPY, e.message) from e
         made = seed(drawn.data, host, self.serial, suite(suite_number).seed_length)
         sources = [*drawn.sources, "host: provisioning station"][:16]
         agent.keys.keep_pending(suite_number, made, sources, hardware=drawn.blocks)
@@ -130,12 +136,22 @@ class DeviceHome:
                 enrolled_at=int(agent.clock()),
                 entropy=sources,
             )
+            self._keep_floors(root, package)
             profile.save(agent.directory, made, root)
             generation = Generation(key.suite.number, pending.seed, grant.psk, provisioned=True)
             identity = Identity(grant.device, generation)
             agent.keys.enrol(identity, k_rng=grant.k_rng, sources={key.public.kid.hex(): sources})
             agent.forget()
             reset.forget_destroyed(agent)
+
+    def _keep_floors(self, root: bytes, package: Package) -> None:
+        """Start with the versions that were current on the line: a thief of old keys cannot offer this device less."""
+        if package.floors:
+            directory = self._agent.directory / "trust"
+            directory.mkdir(mode=0o700, exist_ok=True)
+            given = provisioned_floors(root, package.floors)
+            slots = Slots(directory)
+            slots.write(slots.read().raised(given, Floor(0, b"")))
 
     def lock(self) -> None:
         """Answer no station any more."""

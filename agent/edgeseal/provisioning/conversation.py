@@ -19,6 +19,7 @@ if TYPE_CHECKING:
 
 BYTES_PER_SECOND: Final = 11_520.0  # 115,200 baud, 8N1
 PATIENCE: Final = 45.0  # seconds without any answer; a slow noise source may take 30
+LIMIT: Final = 900.0  # seconds for everything: a device that always answers and never ends
 BUSY_PAUSE: Final = 0.5
 
 
@@ -75,7 +76,7 @@ class Conversation(ABC):
         if self.verdict is not None:
             return b""
         now = self._clock()
-        if now - (self.caller.heard_at or self._began_at) > self._patience:
+        if now - (self.caller.heard_at or self._began_at) > self._patience or now - self._began_at > LIMIT:
             self._give_up()
             return b""
         if self._resume_at is not None:
@@ -171,7 +172,9 @@ class Conversation(ABC):
         self._resume_at = self._clock() + pause
 
     def _give_up(self) -> None:
-        if self._busy:
+        if self._clock() - self._began_at > LIMIT:
+            self._end(RefusalError(Code.NO_ANSWER, f"{LIMIT:.0f} s were not enough, it is still {self.state}"))
+        elif self._busy:
             self._end(RefusalError(Code.BUSY, self._busy))
         elif self.caller.heard_at is None:
             self._end(RefusalError(Code.NO_ANSWER, f"no answer in {self._patience:.0f} s"))

@@ -10,7 +10,7 @@ import hmac
 from typing import TYPE_CHECKING, Final
 
 from edgeseal import enrolment
-from edgeseal.errors import EdgesealError, FormatError, IncompatibleError, IntegrityError, TemporaryError
+from edgeseal.errors import EdgesealError, FormatError, IncompatibleError, IntegrityError, NoSpaceError, TemporaryError
 from edgeseal.provisioning import offer, reset, transcript, wire
 from edgeseal.provisioning.home import Origin, Stage
 from edgeseal.provisioning.inbox import Inbox
@@ -103,16 +103,8 @@ class Dialogue:
             kind, body = cut(message)
             self._machine.move(kind)
             answer, content = self._handle(kind, body)
-        except RefusalError as e:
-            return self._refuse(e.code, e.message)
-        except FormatError as e:
-            return self._refuse(Code.MALFORMED, e.message)
-        except IncompatibleError as e:
-            return self._refuse(Code.INCOMPATIBLE, e.message)
-        except IntegrityError as e:
-            return self._refuse(Code.NOT_OURS, e.message)
         except (EdgesealError, OSError) as e:
-            return self._refuse(Code.STORAGE, f"this device cannot keep what it is given: {e}")
+            return self._refuse(*_reason(e))
         self._transcript.absorb(answer, content)
         self._say(str(self._machine.move(answer)))
         return frame(answer, content)
@@ -161,10 +153,7 @@ class Dialogue:
     def _new_key(self, hello: Hello) -> tuple[PrivateKey, EntropyReport]:
         if hello.suite not in SUITES:
             raise RefusalError(Code.SUITE, f"this device's edgeseal has no suite {hello.suite}")
-        try:
-            return self._home.new_key(hello.suite, hello.policy, hello.entropy)
-        except TemporaryError as e:
-            raise RefusalError(Code.ENTROPY, e.message) from e
+        return self._home.new_key(hello.suite, hello.policy, hello.entropy)
 
     def _challenge_came(self, body: bytes) -> tuple[Kind, bytes]:
         self._transcript.open_challenge(self._held(), body)
@@ -269,6 +258,23 @@ class Device:
         if request.group == wire.GROUP:
             return self._dialogue.answer(request)
         return request.failure(Rc.NOT_SUPPORTED)
+
+
+def _reason(error: EdgesealError | OSError) -> tuple[Code, str]:
+    """Return the code of an error and what to say of it; never more than its own message, which holds no secret."""
+    match error:
+        case RefusalError():
+            return error.code, error.message
+        case FormatError():
+            return Code.MALFORMED, error.message
+        case IncompatibleError():
+            return Code.INCOMPATIBLE, error.message
+        case IntegrityError():
+            return Code.NOT_OURS, error.message
+        case TemporaryError() if not isinstance(error, NoSpaceError):
+            return Code.BUSY, error.message
+        case _:
+            return Code.STORAGE, f"this device cannot keep what it is given: {error}"
 
 
 def session_name(station: bytes, nonce: bytes) -> bytes:

@@ -45,7 +45,7 @@ class Home(Protocol):
         """Make a key pair from OS, hardware sources and `host` and make it durable; or return the one that waits.
 
         One that waits and was made without a hardware source does not serve policy `require`.
-        Raises EntropyError.
+        Raises RefusalError (ENTROPY).
         """
 
     def own_key(self) -> tuple[PrivateKey, EntropyReport]:

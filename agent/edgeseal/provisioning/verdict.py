@@ -51,7 +51,7 @@ REMEDIES: Final[dict[Code, str]] = {
     Code.STORAGE: "replace the SD card",
     Code.NO_PIN: "this device was enrolled by hand: revoke it and write its card anew",
     Code.AUTHORISATION: "use the station that provisioned it",
-    Code.BUSY: "take the other station's cable off, wait ten seconds",
+    Code.BUSY: "take other stations' cables off, wait ten seconds, run it again",
     Code.NOTHING_HERE: "nothing to do: the device has no identity",
     Code.NO_ANSWER: "check power, ground and that TX and RX cross; the device must be booted and not provisioned yet",
     Code.WRONG_BOARD: "take the board the batch file names, or the batch file for this board",

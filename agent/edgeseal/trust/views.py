@@ -62,6 +62,12 @@ def version_floors(files: Mapping[str, bytes], before: Mapping[str, bytes], *, w
     return out
 
 
+def provisioned_floors(root: bytes, versions: Mapping[str, int]) -> dict[str, Floor]:
+    """Return the floors a manufacturing station gives with a root, bound to the key sets of that root."""
+    sets = _key_sets({"root.json": root})
+    return {role: Floor(version, sets.get(role, sets["other"])) for role, version in versions.items()}
+
+
 def issued_floor(files: Mapping[str, bytes]) -> Floor:
     """Return the time that the timestamp vouches for, never beyond its own expiry."""
     signed = _signed(files, "timestamp.json")
