@@ -15,7 +15,7 @@ import sys
 import time
 from typing import Final
 
-SECTIONS: Final = ("install", "session", "poll", "agent", "delta")
+SECTIONS: Final = ("install", "session", "poll", "agent", "delta", "assess")
 
 
 def main() -> None:

@@ -85,7 +85,8 @@ def _check_dev(words: list[str]) -> None:
 
 def _check_argparse(program: str, words: list[str], *, partial: bool) -> None:
     parse = agent_parser().parse_args if program == "edgeseal-agent" else serve_arguments
-    filled = [*words, "FILE"] if partial and words == ["install"] else words
+    needs_file = words in (["install"], ["rng", "capture"], ["rng", "assess"])
+    filled = [*words, "FILE"] if partial and needs_file else words
     try:
         parse(filled)
     except SystemExit as e:
