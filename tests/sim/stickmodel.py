@@ -62,21 +62,26 @@ class SimulatedFront(Front):
 
     def __init__(self, *, seed: int = 0, fault: str | None = None, fault_from: int = 0, simulated: bool = True) -> None:
         """`fault` (a key of FAULTS) begins with block number `fault_from`."""
-        if fault is not None and fault not in FAULTS:
-            raise ValueError(f"no fault {fault!r}: there are {', '.join(FAULTS)}")
         self.simulated = simulated
-        self.fault, self.fault_from = fault, fault_from
+        self._drawn: list[bytes] = []
+        self.blocks = 0  # taken since power-up
+        self.suffer(fault, fault_from)
         self.overruns = 0
         self.strap = False
         self.alarmed = False
         self.in_bootloader = False
-        self.blocks = 0  # taken since power-up
         self._level = NOMINAL
         self._random = np.random.default_rng(seed)
-        self._drawn: list[bytes] = []
         self._recent: list[bytes] = []
         self._sample = 0
         self._us = 0
+
+    def suffer(self, fault: str | None, fault_from: int = 0) -> None:
+        """Begin a fault, or end it (None), with the next block or with block number `fault_from`."""
+        if fault is not None and fault not in FAULTS:
+            raise ValueError(f"no fault {fault!r}: there are {', '.join(FAULTS)}")
+        self.fault, self.fault_from = fault, fault_from
+        self._drawn = []
 
     @property
     def faulty(self) -> bool:
