@@ -216,6 +216,10 @@ class Monitor:
         if self.state is State.HEALTHY and self._now_open().calibrates:
             self._move(State.CALIBRATE, "")
 
+    def repeated(self) -> Verdict:
+        """Note that a block came out as an earlier one did, perhaps before the device was unplugged: it replays."""
+        return self._fail("the same block was made twice: samples are being replayed", security=True)
+
     def copied(self) -> Verdict:
         """Note that this process or machine is a copy of another: what waits may be drawn twice; a new nonce is due."""
         self._open = None

@@ -26,8 +26,8 @@ class Pace:
 
     @property
     def rate(self) -> float | None:
-        """Samples per second by the device's clock; None until it is known."""
-        return sum(self._rates) / len(self._rates) if self._rates else None
+        """Samples per second by the device's clock, the median of the last frames; None until it is known."""
+        return sorted(self._rates)[len(self._rates) // 2] if self._rates else None
 
     def feed(self, first: int | None, count: int, device_us: int | None, now: float) -> None:
         """Note a reading: its first sample's number, how many samples, the device's clock; `now` is ours in seconds."""

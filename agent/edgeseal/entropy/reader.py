@@ -17,13 +17,14 @@ import threading
 import time
 from typing import TYPE_CHECKING, Final
 
+from edgeseal.entropy.checks import Freshness
 from edgeseal.entropy.drivers.base import Calibrated, DriverError, Gone
 from edgeseal.entropy.monitor import Monitor, Verdict
 from edgeseal.entropy.pool import Pool, boot_id
 from edgeseal.entropy.records import Records, identity
 from edgeseal.entropy.session_log import SessionLog
 from edgeseal.entropy.snapshot import COMING, Snapshot, State
-from edgeseal.entropy.source import Profile, SourceError
+from edgeseal.entropy.source import BLOCK_LENGTH, Profile, SourceError
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
@@ -67,6 +68,7 @@ class Attached:
         self._wake = threading.Event()  # a block was taken: read again
         self._thread: threading.Thread | None = None
         self._identity = (os.getpid(), boot_id())
+        self._blocks = Freshness()  # over all openings: a device that replays its noise under a new nonce shows here
         self._looked = 0  # frames since the pool was full
         self._damaged = 0  # frames of the open device
 
@@ -228,6 +230,8 @@ class Attached:
         if verdict.drop:
             self.pool.drop()
         for block in verdict.blocks:
+            if self._blocks.fault(block, BLOCK_LENGTH):
+                return self._follow(self.monitor.repeated())
             self.pool.put(block)
         if verdict.close:
             self.pool.close(self._why())
