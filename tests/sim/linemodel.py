@@ -11,9 +11,11 @@ import os
 import random
 import select
 import struct
+import tempfile
 import threading
 import tty
 from contextlib import suppress
+from pathlib import Path
 from types import SimpleNamespace
 from typing import TYPE_CHECKING, Any, Self
 
@@ -30,6 +32,7 @@ class Line:
 
     ids = (0, 0)
     names: tuple[str | None, str | None, str | None] = (None, None, None)  # manufacturer, product, serial
+    interfaces: tuple[str, ...] = ("02", "0a")  # CDC-ACM
 
     def __init__(self, seed: int = 1) -> None:
         self.random = random.Random(seed)
@@ -39,6 +42,8 @@ class Line:
         tty.setraw(self._slave)
         os.set_blocking(self._master, False)
         self.path = os.ttyname(self._slave)
+        self._sysfs = tempfile.TemporaryDirectory()
+        self.grow(*self.interfaces)
         self._queue = bytearray()
         self._lock = threading.RLock()  # tests and the thread both send
         self._stop = threading.Event()
@@ -61,7 +66,16 @@ class Line:
             manufacturer=self.names[0],
             product=self.names[1],
             serial_number=self.names[2],
+            usb_device_path=self._sysfs.name,
         )
+
+    def grow(self, *classes: str) -> None:
+        """Add interfaces to what sysfs shows of the device."""
+        device = Path(self._sysfs.name)
+        for one in classes:
+            interface = device / f"1-1:1.{len(list(device.iterdir()))}"
+            interface.mkdir()
+            (interface / "bInterfaceClass").write_text(one + "\n")
 
     def opened(self, baud: int) -> None:
         """The port was opened at this speed."""
@@ -93,6 +107,7 @@ class Line:
             self._thread.join(2)
             os.close(self._master)
             os.close(self._slave)
+            self._sysfs.cleanup()
 
     def _serve(self) -> None:
         while not self._stop.is_set():
@@ -235,6 +250,7 @@ class QCicada(Line):
 
     ids = (0x0403, 0x6015)
     names = ("FTDI", "FT231X USB UART", "DK0HFP4T")
+    interfaces = ("ff",)
 
     def __init__(self, seed: int = 1) -> None:
         super().__init__(seed)

@@ -52,6 +52,7 @@ class Device:
 
     ids = (0, 0)
     release = 0x0100
+    device_class = 0
     strings: tuple[str | None, ...] = (None,)  # index 0 is unused
     names = (0, 0, 0)  # iManufacturer, iProduct, iSerialNumber
     interface = (0xFF, 0x00, 0x00, 0)  # class, subclass, protocol, iInterface
@@ -147,7 +148,7 @@ class Bus(usb.backend.IBackend):  # type: ignore[misc]  # pyusb has no types
             bLength=18,
             bDescriptorType=1,
             bcdUSB=0x0200,
-            bDeviceClass=0,
+            bDeviceClass=dev.device_class,
             bDeviceSubClass=0,
             bDeviceProtocol=0,
             bMaxPacketSize0=64,

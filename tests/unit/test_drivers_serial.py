@@ -287,6 +287,34 @@ def test_port_in_use(kind: type[Any], plug: Plug) -> None:
     opened(model).close()
 
 
+@pytest.mark.parametrize("kind", KINDS)
+def test_serial_device_that_is_a_keyboard_too_is_refused_unopened(
+    kind: type[Any], plug: Plug, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    model = plug(kind)
+    model.grow("03")
+    monkeypatch.setattr(serial, "Serial", None)  # opening it would fail otherwise
+    with pytest.raises(Refused, match="03") as raised:
+        opened(model)
+    assert "USBGuard" in (raised.value.hint or "")
+
+
+def test_serial_port_that_vanished_between_scan_and_opening(plug: Plug) -> None:
+    model = plug(TrueRng)
+    [found] = detect.scan(Bus(), ports=lambda: [model.port], kernel=lambda: None)
+    model.unplug()
+    with pytest.raises(Gone):
+        found.open()
+
+
+@pytest.mark.parametrize("error", [OSError, ValueError, TypeError])
+def test_port_that_vanishes_while_pyserial_looks_at_it(error: type[Exception]) -> None:
+    def ports() -> list[Any]:
+        raise error("int() argument must be a string")  # what its SysFS class makes of a file that is gone
+
+    assert detect.scan(Bus(), ports=ports, kernel=lambda: None) == []
+
+
 def test_descriptions_come_from_the_bus(plug: Plug) -> None:
     driver = opened(plug(TrueRng))
     described = driver.describe()

@@ -297,6 +297,22 @@ def test_turned_keyboard_is_refused(kind: type[Device]) -> None:
 
 
 @pytest.mark.parametrize("kind", MODELS)
+def test_hub_is_refused(kind: type[Device]) -> None:
+    model = kind()
+    model.device_class = 9
+    with pytest.raises(Refused, match="class 0x09"):
+        opened(model)
+
+
+@pytest.mark.parametrize("kind", [Stick, InfiniteNoise, ComScire])
+def test_extra_endpoint_is_refused(kind: type[Device]) -> None:
+    model = kind()
+    model.endpoints = (*model.endpoints, (0x88, 64))
+    with pytest.raises(Refused, match="more than"):
+        opened(model)
+
+
+@pytest.mark.parametrize("kind", MODELS)
 def test_missing_endpoint_is_refused(kind: type[Device]) -> None:
     model = kind()
     model.endpoints = ((0x8F, 64),)

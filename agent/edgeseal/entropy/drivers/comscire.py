@@ -26,6 +26,7 @@ PIN: Final = Pin(
     frozenset({(0x0403, 0x6001), (0x0403, 0x6014)}),
     serial=r"QWR[0-9A-Z]+",
     endpoints=frozenset({IN, OUT}),
+    only=True,
 )
 START, STOP = b"\x96", b"\xe0"
 FRAME: Final = 512

@@ -22,6 +22,7 @@ from edgeseal.entropy.drivers import (
     onerng,
     qcicada,
     quantis,
+    serialpin,
     stick,
     swiftrng,
     truerng,
@@ -51,6 +52,7 @@ class _Usb:
 class _Serial:
     ids: frozenset[tuple[int, int]]
     product: str  # regular expression
+    interfaces: tuple[str, ...]
     profile: Profile
     open: Callable[[Description, Options], Driver]
 
@@ -63,10 +65,11 @@ USB: Final = (
     _Usb(comscire.PIN, comscire.PROFILE, comscire.ComScire),
 )
 SERIAL: Final = (
-    _Serial(truerng.IDS, truerng.PRODUCT, truerng.PROFILE, truerng.TrueRng),
-    _Serial(onerng.IDS, r".*", onerng.PROFILE, onerng.OneRng),
-    _Serial(swiftrng.IDS, r".*", swiftrng.PROFILE, swiftrng.SwiftRng),
+    _Serial(truerng.IDS, truerng.PRODUCT, serialpin.CDC_ACM, truerng.PROFILE, truerng.TrueRng),
+    _Serial(onerng.IDS, r".*", serialpin.CDC_ACM, onerng.PROFILE, onerng.OneRng),
+    _Serial(swiftrng.IDS, r".*", serialpin.CDC_ACM, swiftrng.PROFILE, swiftrng.SwiftRng),
 )
+_QCICADA: Final = _Serial(frozenset(), r".*", serialpin.FTDI, qcicada.PROFILE, qcicada.QCicada)
 _IDS: Final = frozenset[tuple[int, int]]().union(*(u.pin.ids for u in USB))
 
 
@@ -82,11 +85,11 @@ def scan(
     `backend`: a pyusb backend; by default a new libusb context, for an old one may not see a replug. `probe`: serial
     ports that the operator says carry a QCicada. Raises DriverError if the bus cannot be scanned at all.
     """
-    lines = list(ports())
+    lines = _lines(ports)
     found = [*_usb(backend if backend is not None else fresh_backend()), *_serial(lines), *_probed(probe, lines)]
     description = kernel()
     if description is not None:
-        found.append(_described(description, hwrng.PROFILE, hwrng.HwRng))
+        found.append(Found(description, hwrng.PROFILE, lambda options: hwrng.HwRng(description, options)))
     return found
 
 
@@ -129,11 +132,18 @@ def _found_usb(kind: _Usb, device: Attached, texts: tuple[str | None, str | None
     return Found(description, kind.profile, lambda options: kind.open(device, options))
 
 
+def _lines(ports: Callable[[], Iterable[Any]]) -> list[Any]:
+    try:
+        return sorted(ports(), key=lambda p: str(p.device))
+    except (OSError, ValueError, TypeError):  # pyserial's answers to a device that goes away while it looks
+        return []
+
+
 def _serial(ports: Iterable[Any]) -> Iterator[Found]:
-    for port in sorted(ports, key=lambda p: str(p.device)):
+    for port in ports:
         for kind in SERIAL:
             if (port.vid, port.pid) in kind.ids and re.fullmatch(kind.product, port.product or ""):
-                yield _described(_port(kind.profile.name, port), kind.profile, kind.open)
+                yield _pinned(port, _port(kind.profile.name, port), kind)
 
 
 def _probed(probe: Iterable[str], ports: Iterable[Any]) -> Iterator[Found]:
@@ -142,16 +152,20 @@ def _probed(probe: Iterable[str], ports: Iterable[Any]) -> Iterator[Found]:
     for path in probe:
         if port := attached_ports.get(os.path.realpath(path)):
             description = replace(_port(qcicada.PROFILE.name, port), path=path)
-            yield _described(description, qcicada.PROFILE, qcicada.QCicada)
+            yield _pinned(port, description, _QCICADA)
+
+
+def _pinned(port: Any, description: Description, kind: _Serial) -> Found:  # noqa: ANN401 -- pyserial has no types
+    def opener(options: Options) -> Driver:
+        serialpin.check(port, kind.interfaces)
+        return kind.open(description, options)
+
+    return Found(description, kind.profile, opener)
 
 
 def _port(kind: str, port: Any) -> Description:  # noqa: ANN401 -- pyserial has no types
     names = (_clean(port.manufacturer), _clean(port.product), _clean(port.serial_number))
     return Description(kind, port.device, port.vid, port.pid, *names)
-
-
-def _described(description: Description, profile: Profile, opener: Callable[[Description, Options], Driver]) -> Found:
-    return Found(description, profile, lambda options: opener(description, options))
 
 
 def _clean(text: str | None) -> str | None:

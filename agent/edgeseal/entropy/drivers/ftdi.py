@@ -11,6 +11,7 @@ import time
 from typing import TYPE_CHECKING, Final
 
 from edgeseal.entropy.drivers.base import Hung, Stalled
+from edgeseal.entropy.drivers.usb import CONTROL_TIMEOUT
 
 if TYPE_CHECKING:
     from edgeseal.entropy.drivers.usb import Port
@@ -50,11 +51,11 @@ class Ftdi:
         """Choose which pins are outputs, and the mode. Raises DriverError."""
         self._set(SET_BITMODE, mode << 8 | mask)
 
-    def purge(self) -> None:
+    def purge(self, *, timeout: float) -> None:
         """Empty both buffers, and what was read here beyond the last frame. Raises DriverError."""
         self._read.clear()
-        self._set(RESET, PURGE_RX)
-        self._set(RESET, PURGE_TX)
+        self._set(RESET, PURGE_RX, timeout)
+        self._set(RESET, PURGE_TX, timeout)
 
     def write(self, data: bytes, *, timeout: float) -> None:
         """Send bytes. Raises DriverError."""
@@ -72,8 +73,8 @@ class Ftdi:
         del self._read[:length]
         return data
 
-    def _set(self, request: int, value: int) -> None:
-        self._port.control_out(VENDOR_OUT, request, value=value)
+    def _set(self, request: int, value: int, timeout: float = CONTROL_TIMEOUT) -> None:
+        self._port.control_out(VENDOR_OUT, request, value=value, timeout=timeout)
 
 
 def strip(transfer: bytes | bytearray, packet: int, path: str = "ftdi") -> bytes:

@@ -29,6 +29,7 @@ PIN: Final = Pin(
     manufacturer=r"13-37\.org",
     product="Infinite Noise TRNG",
     endpoints=frozenset({IN, OUT}),
+    only=True,
 )
 COMP1, COMP2, SWEN1, SWEN2 = 1, 4, 2, 0  # pin numbers
 MASK: Final = 0xFF & ~(1 << COMP1) & ~(1 << COMP2)  # outputs
@@ -59,7 +60,7 @@ class InfiniteNoise(UsbDriver):
         deadline = time.monotonic() + timeout
         while (left := deadline - time.monotonic()) > 0:
             begun = time.monotonic()
-            self._ftdi.purge()
+            self._ftdi.purge(timeout=left)
             self._ftdi.write(CLOCKS, timeout=left)
             pins = self._ftdi.read_exact(STEPS, timeout=left)
             if time.monotonic() - begun <= SLOWEST:

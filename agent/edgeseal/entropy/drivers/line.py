@@ -20,7 +20,7 @@ if TYPE_CHECKING:
     from edgeseal.entropy.drivers.base import Profile
 
 CHUNK: Final = 4096
-WRITE_TIMEOUT: Final = 0.5  # seconds; a device that takes no command for so long hangs
+WRITE_TIMEOUT: Final = 0.2  # seconds; a device that takes no command for so long hangs
 
 
 class Line:

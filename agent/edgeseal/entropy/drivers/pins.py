@@ -19,6 +19,7 @@ if TYPE_CHECKING:
     from edgeseal.entropy.drivers.usb import Attached
 
 _BULK: Final = 2  # bmAttributes bits 1..0, USB 2.0 table 9-13
+_PLAIN: Final = frozenset({0x00, 0xFF})  # bDeviceClass: told by the interfaces, or vendor specific
 _HARMLESS: Final = frozenset({0x0A, 0xFF})  # CDC data and vendor specific: what a noise device may be when not pinned
 
 
@@ -61,6 +62,8 @@ class Pin:
 
     def _check_configuration(self, found: Attached) -> None:
         device = found.device
+        if device.bDeviceClass not in _PLAIN:
+            raise _refused(found, f"is of class {device.bDeviceClass:#04x}")
         if device.bNumConfigurations != 1:
             raise _refused(found, f"has {device.bNumConfigurations} configurations instead of 1")
         settings = list(device[0])  # every alternate setting of every interface

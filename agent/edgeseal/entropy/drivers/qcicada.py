@@ -98,6 +98,7 @@ class QCicada(SerialDriver):
         """Stop whatever streamed, identify the device, configure it. Raises DriverError."""
         super().__init__(Line(description.path, BAUD), PROFILE, description)
         self.symbols = COOKED if options.conditioned else RAW
+        self._behind = False
         try:
             info = self._identify()
             self._configure(SHA256 if options.conditioned else RAW_NOISE)
@@ -110,13 +111,13 @@ class QCicada(SerialDriver):
     def read(self, *, timeout: float) -> Reading:
         """Return 512 bytes with the device's own test results as flags. Raises DriverError."""
         deadline = time.monotonic() + timeout
-        flags = self._flags(self._ask(START, struct.pack("<BH", _ONE_SHOT, FRAME), timeout=timeout)[0])
-        try:
-            data = self._line.read_exact(FRAME, timeout=deadline - time.monotonic())
-        except Hung:
-            self._line.write(bytes([STOP]))  # or the rest would be taken for the next answer
-            self._line.drain(quiet=_QUIET, at_most=4 * _QUIET)
-            raise
+        if self._behind:  # the rest of an answer that was late would be taken for the next one
+            self._line.write(bytes([STOP]))
+            self._line.drain(quiet=min(_QUIET, timeout / 4), at_most=timeout / 2)
+        self._behind = True
+        flags = self._flags(self._ask(START, struct.pack("<BH", _ONE_SHOT, FRAME), timeout=timeout / 2)[0])
+        data = self._line.read_exact(FRAME, timeout=deadline - time.monotonic())
+        self._behind = False
         return Reading(data, flags=flags)
 
     def _identify(self) -> Info:

@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Final
 
 from edgeseal.entropy.drivers.base import Hung, Options, Profile, Reading, Refused, Stalled, Symbols
 from edgeseal.entropy.drivers.pins import Pin, packet_size
+from edgeseal.entropy.drivers.usb import CONTROL_TIMEOUT
 from edgeseal.entropy.drivers.usbdriver import UsbDriver
 
 if TYPE_CHECKING:
@@ -70,11 +71,11 @@ class Quantis(UsbDriver):
     def read(self, *, timeout: float) -> Reading:
         """Return 512 bytes. Raises Refused if the module is unwell, Stalled if it asks for another start-up test."""
         deadline = time.monotonic() + timeout
-        if self._port.control_in(_IN, STARTUP_FLAG, 1)[0]:
+        if self._port.control_in(_IN, STARTUP_FLAG, 1, timeout=timeout)[0]:
             raise Stalled(f"{self._found.path}: asks for its start-up test again", hint="it is opened and tested anew")
         data = bytearray()
         while len(data) < FRAME:
-            if not self._status():
+            if not self._status(deadline - time.monotonic()):
                 raise Refused(f"{self._found.path}: module status 0: the device calls itself faulty")
             packet = self._port.read(ENDPOINT, self._packet, timeout=deadline - time.monotonic())
             if len(packet) != self._packet:
@@ -82,8 +83,8 @@ class Quantis(UsbDriver):
             data += packet
         return Reading(bytes(data[:FRAME]))
 
-    def _status(self) -> int:
-        return self._port.control_in(_IN, STATUS, 1)[0]
+    def _status(self, timeout: float = CONTROL_TIMEOUT) -> int:
+        return self._port.control_in(_IN, STATUS, 1, timeout=timeout)[0]
 
     def _number(self, request: int) -> int:
         return int.from_bytes(self._port.control_in(_IN, request, 4), "little")

@@ -192,10 +192,10 @@ class Port:
         if sent != len(data):
             raise Hung(f"{self.path}: took {sent} of {len(data)} bytes")
 
-    def control_in(self, request_type: int, request: int, length: int, *, value: int = 0, index: int = 0) -> bytes:
-        """Return exactly `length` bytes of a control IN request. Raises DriverError."""
+    def control_in(self, request_type: int, request: int, length: int, *, timeout: float = CONTROL_TIMEOUT) -> bytes:
+        """Return exactly `length` bytes of a control IN request with wValue = wIndex = 0. Raises DriverError."""
         data = self._run(
-            lambda d: d.ctrl_transfer(request_type, request, value, index, length, _ms(CONTROL_TIMEOUT)),
+            lambda d: d.ctrl_transfer(request_type, request, 0, 0, length, _ms(timeout)),
             f"request {request:#04x}",
         )
         if len(data) != length:
@@ -203,11 +203,11 @@ class Port:
         return bytes(data)
 
     def control_out(
-        self, request_type: int, request: int, data: bytes = b"", *, value: int = 0, index: int = 0
+        self, request_type: int, request: int, data: bytes = b"", *, value: int = 0, timeout: float = CONTROL_TIMEOUT
     ) -> None:
-        """Send a control OUT request with `data`. Raises DriverError."""
+        """Send a control OUT request with `data`, to interface or chip 0. Raises DriverError."""
         sent = self._run(
-            lambda d: d.ctrl_transfer(request_type, request, value, index, data, _ms(CONTROL_TIMEOUT)),
+            lambda d: d.ctrl_transfer(request_type, request, value, 0, data, _ms(timeout)),
             f"request {request:#04x}",
         )
         if sent != len(data):
