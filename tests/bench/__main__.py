@@ -15,7 +15,7 @@ import sys
 import time
 from typing import Final
 
-SECTIONS: Final = ("install", "session", "poll", "agent", "delta", "assess")
+SECTIONS: Final = ("install", "session", "poll", "agent", "delta", "assess", "entropy")
 
 
 def main() -> None:

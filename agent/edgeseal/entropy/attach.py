@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Final
 
 from edgeseal.errors import UsageError
+from edgeseal.stick.mac import KEY_LENGTH
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping, Sequence
@@ -23,7 +24,6 @@ if TYPE_CHECKING:
     from edgeseal.entropy.reader import Attached
     from edgeseal.entropy.records import Records
 
-_KEY_LENGTHS: Final = range(16, 65)
 _MAX_KEYS: Final = 65_536
 
 
@@ -91,6 +91,6 @@ def keys(path: Path) -> Mapping[str, bytes]:
 
 
 def _key(path: Path, serial: str, text: object) -> bytes:
-    if isinstance(text, str) and re.fullmatch(r"(?:[0-9a-fA-F]{2})+", text) and len(text) // 2 in _KEY_LENGTHS:
+    if isinstance(text, str) and re.fullmatch(r"(?:[0-9a-fA-F]{2})+", text) and len(text) == 2 * KEY_LENGTH:
         return bytes.fromhex(text)
-    raise UsageError(f"{path}: the key of {serial} is not {_KEY_LENGTHS[0]} to {_KEY_LENGTHS[-1]} bytes in hex")
+    raise UsageError(f"{path}: entropy.stick_keys: the key of {serial} is not {KEY_LENGTH} bytes in hex")
