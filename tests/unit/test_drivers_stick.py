@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import struct
 import time
+from array import array
 from dataclasses import replace
+from itertools import pairwise
 from typing import TYPE_CHECKING, Any
 
 import pytest
@@ -439,6 +441,37 @@ def test_freshness_never_goes_back(moves: list[tuple[int, int]]) -> None:
         except Replayed:
             break
     assert accepted == sorted(set(accepted))
+
+
+CABLE: dict[str, Callable[[bytes, int], bytes]] = {
+    "good": lambda f, _: f,
+    "lost bytes": lambda f, n: f[:n] + f[n + 7 :],
+    "doubled bytes": lambda f, n: f[:n] + f[n : n + 5] * 2 + f[n + 5 :],
+    "changed bit": lambda f, n: f[:n] + bytes([f[n] ^ 1]) + f[n + 1 :],
+    "lost half": lambda f, _: f[512:],
+    "lost frame": lambda _f, _n: b"",
+    "noise before": lambda f, n: b"ESQ1" * (n % 9 + 1) + f,
+}
+
+
+@settings(max_examples=60, deadline=None)
+@given(st.lists(st.tuples(st.sampled_from(sorted(CABLE)), st.integers(0, 1023)), max_size=12))
+def test_whatever_the_cable_does_samples_are_whole_frames_in_order(damage: list[tuple[str, int]]) -> None:
+    model = Stick()
+    driver = opened(model)
+    ahead = iter(damage)
+
+    def cable(made: bytes) -> bytes:
+        what, where = next(ahead, ("good", 0))
+        return CABLE[what](made, where)
+
+    model.forge = cable
+    got = [driver.read(timeout=5) for _ in range(6)]
+    places = [model.taken.index(array("H", r.samples)) for r in got]
+    assert places == sorted(set(places))
+    assert [r.first for r in got] == [480 * p for p in places]
+    gaps = [b - a > 1 for a, b in pairwise(places)]
+    assert [bool(r.flags & frame.OVERRUN) for r in got[1:]] == gaps  # every loss is said, and nothing else
 
 
 def test_time_is_kept() -> None:
