@@ -15,7 +15,7 @@ ADC_SIGNAL, ADC_MONITOR = 26, 27
 SIGNAL_CHANNEL = 0
 
 PWM_HZ = 292969  # 150 MHz / 512
-LEVELS = (29200, 32600, 39500, 53200)  # duties of L1 to L4 for 2.5, 5, 10, 20 uA; the file `levels` overrides them
+LEVELS = (24947, 27918, 33148, 42896)  # duties of L1 to L4 for 2.5, 5, 10, 20 uA; the file `levels` overrides them
 REFERENCE_MV = 3000
 ADC_HZ = 48000000
 
