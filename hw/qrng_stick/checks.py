@@ -16,11 +16,13 @@ from hw.qrng_stick import noise_model as model
 from hw.qrng_stick import parts, schematic, spice, spread
 from hw.qrng_stick.values import (
     CLAIMED_MIN_ENTROPY,
+    COUPLING,
     ELEMENTARY_CHARGE,
     LEVELS,
     NOMINAL_CURRENT,
     SAMPLE_RATE,
     FrontEnd,
+    led_voltage,
     series,
 )
 
@@ -80,6 +82,7 @@ def stochastic(v: FrontEnd) -> list[Check]:
         _least("min-entropy, ideal codes", model.min_entropy(sigma), CLAIMED_MIN_ENTROPY + 3, "bit/sample"),
         _least("min-entropy, codes 10 LSB wide", model.min_entropy(sigma, code_width=10), CLAIMED_MIN_ENTROPY, "bit"),
         _least("phase margin, transimpedance", model.phase_margin(v), 60.0, "degrees"),
+        _most("PWM output for the brightest level", led_voltage(v, LEVELS[-1], coupling=COUPLING / 2), v.logic, "V"),
         _most("PWM ripple at the ADC", model.ripple(v, NOMINAL_CURRENT), 0.5, "LSB rms"),
     ]
 

@@ -232,7 +232,7 @@ def widest_code(sigma: float, bits: float) -> float:
 def ripple(v: FrontEnd, current: float, *, coupling: float = COUPLING) -> float:
     """Rms of the LED's PWM fundamental at the ADC, LSB; the worst duty, 1/2; capacitors at half their marked value."""
     f = np.array([v.pwm_frequency])
-    amplitude = math.sqrt(2) / math.pi * 3.3  # rms of the fundamental of a 3.3 V square wave
+    amplitude = math.sqrt(2) / math.pi * v.logic  # rms of the fundamental of a square wave
     pole = 1 + 1j * 2 * math.pi * f * v.r_pwm * v.c_pwm / 2
     led_current = current / coupling
     dynamic = 2 * v.thermal_voltage / led_current  # an LED's ideality is about 2

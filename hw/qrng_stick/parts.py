@@ -115,7 +115,7 @@ def lines(v: FrontEnd) -> dict[str, Line]:
         ),
         Line(
             *("led", "Device", "LED", "830 nm", "LED_THT:LED_D5.0mm_Horizontal_O1.27mm_Z3.0mm"),
-            *("Vishay", "TSHG8400", "Vishay TSHG6400 (850 nm)", 0.45, "5 mm; tip to tip 25 mm in the tube"),
+            *("Vishay", "TSHG8400", "Vishay TSHG6400 (850 nm)", 0.45, "5 mm; tip to tip 18 mm in the tube"),
         ),
         Line(
             *("ldo", "Regulator_Linear", "LP5907MFX-3.0", "3.0 V", "Package_TO_SOT_SMD:SOT-23-5"),

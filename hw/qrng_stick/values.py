@@ -44,6 +44,7 @@ class FrontEnd:
 
     op_amp: OpAmp = MCP6024
     temperature: float = 300.15  # K; ngspice's default of 27 degrees C
+    logic: float = 3.3  # V, the module's own rail: the high level of its PWM
     supply: float = 3.0  # V, analogue rail and ADC reference: never above the RP2350's own 3.3 V
     adc_codes: float = 4096.0
 
@@ -133,11 +134,26 @@ SAMPLE_RATE = 20e3
 CLAIMED_MIN_ENTROPY = 4.0
 """Bits per 12-bit sample; what everything downstream counts with."""
 
-COUPLING = 0.01
+COUPLING = 0.02
 """Photoelectrons per LED electron the mechanics are made for: dim on purpose (docs/qrng-model.md, section 3)."""
 
 COUPLING_LIMIT = 0.05
 """Above this the LED drive's own noise is no longer a footnote: rework the tube."""
+
+LED_FORWARD = 1.25
+"""Volt at 1 mA; 1.5 at 100 mA in the data sheet of TSHG8400, 120 mV less for each decade of an ideality of 2."""
+
+
+def led_voltage(v: FrontEnd, current: float, *, coupling: float = COUPLING) -> float:
+    """Mean voltage (V) of the PWM output that makes a photocurrent (A)."""
+    led = current / coupling
+    forward = LED_FORWARD + 2 * v.thermal_voltage * math.log(led / 1e-3)
+    return forward + led * (2 * v.r_pwm + v.r_led)
+
+
+def duties(v: FrontEnd) -> tuple[int, ...]:
+    """PWM duties of L1 to L4 in 1/65535: where a new stick begins; its calibration replaces them."""
+    return tuple(round(led_voltage(v, current) / v.logic * 65535) for current in LEVELS[1:])
 
 
 @dataclass(frozen=True, slots=True)

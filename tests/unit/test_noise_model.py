@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import importlib.util
 import math
 import random
 from dataclasses import replace
 from itertools import pairwise
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -18,10 +20,12 @@ from hw.qrng_stick.values import (
     LEVELS,
     NOMINAL,
     NOMINAL_CURRENT,
+    PINS,
     SAMPLE_RATE,
     SPREAD,
     FrontEnd,
     corner,
+    duties,
     series,
 )
 from hypothesis import given, settings
@@ -221,6 +225,22 @@ def test_every_value_matters(change: dict[str, float]) -> None:
     changed: FrontEnd = replace(NOMINAL, **change)  # type: ignore[arg-type]
     before, after = model.levels(NOMINAL, NOMINAL_CURRENT), model.levels(changed, NOMINAL_CURRENT)
     assert abs(after.total / before.total - 1) > 0.01
+
+
+def test_firmware_drives_this_board() -> None:
+    path = Path(__file__).parents[2] / "firmware" / "qrng_stick" / "qrng" / "board.py"
+    spec = importlib.util.spec_from_file_location("stick_board", path)
+    assert spec is not None
+    assert spec.loader is not None
+    board = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(board)
+    assert (
+        PINS.led_pwm, PINS.strap, PINS.smps_mode, PINS.status_led,
+    ) == (board.LED_PWM, board.STRAP, board.SMPS_MODE, board.STATUS_LED)  # fmt: skip
+    assert (PINS.adc_signal, PINS.adc_monitor) == (board.ADC_SIGNAL, board.ADC_MONITOR)
+    assert duties(NOMINAL) == board.LEVELS
+    assert NOMINAL.supply * 1000 == board.REFERENCE_MV
+    assert pytest.approx(NOMINAL.pwm_frequency, rel=1e-3) == board.PWM_HZ
 
 
 def test_values_are_written_as_people_write_them() -> None:
