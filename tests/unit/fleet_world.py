@@ -172,12 +172,12 @@ def run(*arguments: str) -> subprocess.CompletedProcess[str]:
 
 
 @contextlib.contextmanager
-def serving(data: Path) -> Iterator[Server]:
-    """Start a server on a free port; kill it at the end of the block if it still runs."""
+def serving(data: Path, *more: str) -> Iterator[Server]:
+    """Start a server on a free port, with more options; kill it at the end of the block if it still runs."""
     ready = data.parent / f"ready-{time.monotonic_ns()}"
     log = data.parent / "server.log"
     command = [sys.executable, "-c", "from edgeseal_host.cli import main; main()", "fleet", "serve"]
-    command += ["--data", str(data), "--listen", "127.0.0.1:0", "--ready-file", str(ready)]
+    command += ["--data", str(data), "--listen", "127.0.0.1:0", "--ready-file", str(ready), *more]
     with log.open("ab") as out:
         process = subprocess.Popen(command, stdout=out, stderr=out)
     try:

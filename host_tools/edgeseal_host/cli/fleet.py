@@ -83,14 +83,20 @@ def trust(data: Path, root: Path) -> None:
 
 @group.command()
 @data_option
-@click.option("--listen", default="127.0.0.1:8443", show_default=True, help="HOST:PORT; put HTTPS in front of it.")
+@click.option("--listen", default="127.0.0.1:8443", show_default=True, help="HOST:PORT; put HTTPS in front of it, or:")
+@click.option("--tls-cert", type=_FILE, help="Certificate chain (PEM); read again at SIGHUP.")
+@click.option("--tls-key", type=_FILE, help="Its private key (PEM, without a passphrase).")
 @click.option("--ready-file", type=_PATH, help="Write the base address here once requests are answered.")
 @output.json_option
-def serve(data: Path, listen: str, ready_file: Path | None) -> None:
+def serve(data: Path, listen: str, tls_cert: Path | None, tls_key: Path | None, ready_file: Path | None) -> None:
     """Serve devices, publishers and operators until SIGTERM."""
     from edgeseal_host.fleet.serve import serve as run
+    from edgeseal_host.fleet.tls import TlsFiles
 
-    run(DataDirectory(data), listen=listen, ready_file=ready_file)
+    if (tls_cert is None) != (tls_key is None):
+        raise UsageError("--tls-cert and --tls-key go together", hint="give both, or neither behind a proxy")
+    tls = None if tls_cert is None or tls_key is None else TlsFiles(tls_cert, tls_key)
+    run(DataDirectory(data), listen=listen, ready_file=ready_file, tls=tls)
 
 
 @group.group()

@@ -1,7 +1,11 @@
-"""Run a fleet server: one process, one uvicorn, stopped by SIGTERM or SIGINT after running requests have ended."""
+"""Run a fleet server: one process, one uvicorn.
+
+SIGTERM or SIGINT stop it after running requests have ended; SIGHUP has it read its TLS certificate again.
+"""
 
 from __future__ import annotations
 
+import asyncio
 import logging
 import signal
 import socket
@@ -24,6 +28,7 @@ if TYPE_CHECKING:
     from pathlib import Path
 
     from edgeseal_host.fleet.data import DataDirectory
+    from edgeseal_host.fleet.tls import TlsFiles
 
 GRACE_SECONDS: Final = 10  # running requests may end; then the process does
 KEEP_ALIVE_SECONDS: Final = 15
@@ -31,13 +36,16 @@ BACKLOG: Final = 2048
 logger = logging.getLogger("edgeseal.fleet")
 
 
-def serve(data: DataDirectory, *, listen: str, ready_file: Path | None) -> None:
+def serve(data: DataDirectory, *, listen: str, ready_file: Path | None, tls: TlsFiles | None = None) -> None:
     """Serve until told to stop; `ready_file` gets the base address once requests are answered.
 
-    Raises UsageError for a bad or busy address, TemporaryError if another process serves this directory.
+    Raises UsageError for a bad or busy address or TLS files that cannot be used, TemporaryError if another process
+    serves this directory.
     """
     logs.configure()
     data.url()  # says clearly when this is no fleet server's directory
+    if tls is not None:
+        tls.check()
     selftest.run()
     with locked(data.path / "serve.lock"), data.open() as fleet, _socket(listen) as listener:
         config = uvicorn.Config(
@@ -52,8 +60,10 @@ def serve(data: DataDirectory, *, listen: str, ready_file: Path | None) -> None:
             proxy_headers=False,
             timeout_keep_alive=KEEP_ALIVE_SECONDS,
             timeout_graceful_shutdown=GRACE_SECONDS,
+            ssl_certfile=None if tls is None else tls.certificate,
+            ssl_keyfile=None if tls is None else tls.key,
         )
-        server = _Server(config, ready_file=ready_file, base=_base(listener))
+        server = _Server(config, ready_file=ready_file, base=_base(listener, secure=tls is not None), tls=tls)
         for number in (signal.SIGTERM, signal.SIGINT):
             # uvicorn raises the signal again when it has stopped; a clean stop shall end with exit code 0.
             signal.signal(number, lambda *_: None)
@@ -68,18 +78,31 @@ def serve(data: DataDirectory, *, listen: str, ready_file: Path | None) -> None:
 
 
 class _Server(uvicorn.Server):
-    """Says when it is ready."""
+    """Says when it is ready, and reads its certificate again when asked to."""
 
-    def __init__(self, config: uvicorn.Config, *, ready_file: Path | None, base: str) -> None:
+    def __init__(self, config: uvicorn.Config, *, ready_file: Path | None, base: str, tls: TlsFiles | None) -> None:
         super().__init__(config)
-        self._ready_file, self._base = ready_file, base
+        self._ready_file, self._base, self._tls = ready_file, base, tls
 
     async def startup(self, sockets: list[socket.socket] | None = None) -> None:
+        asyncio.get_running_loop().add_signal_handler(signal.SIGHUP, self._read_certificate)
+        self._read_certificate()
         await super().startup(sockets)
         if self.started:
             logs.event(logger, "serving", address=self._base)
             if self._ready_file is not None:
                 write_atomic(self._ready_file, f"{self._base}\n".encode(), mode=0o644)
+
+    def _read_certificate(self) -> None:
+        if self._tls is None or self.config.ssl is None:
+            return  # a proxy does that
+        try:
+            ends = self._tls.check()
+            self._tls.load(self.config.ssl)
+        except (UsageError, OSError, ValueError) as e:
+            logs.event(logger, "certificate refused; the former stays", level=logging.ERROR, reason=str(e))
+        else:
+            logs.event(logger, "certificate loaded", not_after=ends.isoformat())
 
 
 def _socket(listen: str) -> socket.socket:
@@ -103,6 +126,6 @@ def _socket(listen: str) -> socket.socket:
     return listener
 
 
-def _base(listener: socket.socket) -> str:
+def _base(listener: socket.socket, *, secure: bool) -> str:
     host, port = listener.getsockname()[:2]
-    return f"http://[{host}]:{port}" if ":" in host else f"http://{host}:{port}"
+    return f"http{'s' * secure}://{f'[{host}]' if ':' in host else host}:{port}"
