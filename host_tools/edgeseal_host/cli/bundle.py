@@ -8,11 +8,11 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from edgeseal.errors import NotAuthorisedError, UsageError
+from edgeseal.errors import NotAuthorisedError, RefusedError, UsageError
 from edgeseal_host import audit
 from edgeseal_host.bundle import BundleDirectory
 from edgeseal_host.cli import options, output
-from edgeseal_host.repository import metadata, signing, staging
+from edgeseal_host.repository import metadata, selection, signing, staging
 from edgeseal_host.repository.layout import RepositoryDirectory
 from edgeseal_host.sources import collect
 
@@ -181,15 +181,20 @@ def publish(
         try:
             if role in repository.staged():
                 signing.sign(repository, signer, only=role)
-            verified = signing.verify(repository) if repository.staged() else None
+            ready = selection.select(repository) if repository.staged() else None
         except NotAuthorisedError:
             _forget(repository, role, path)
             raise
+        if ready is not None and role in ready.waiting:  # others could go; this release could not be listed
+            raise RefusedError(
+                f"{role} cannot be published yet: {ready.why}",
+                hint="edgeseal repo status says who must sign; then run this again: nothing was uploaded",
+            )
         uploaded = _upload(client, directory, manifest, chunks)
         envelope = wrap(client.public().wrap, model=manifest.model, release=manifest.release, ck=ck)
         client.publish(repository.publication(), {path: envelope})
-        if verified is not None:
-            repository.mark_published(verified)
+        if ready is not None:
+            repository.mark_published(ready.verified)
     what = f"{manifest.model} release {manifest.release}"
     text = f"published {what}: {uploaded:,} of {manifest.stored_size + manifest.table_length:,} bytes were new to {url}"
     output.emit({"model": manifest.model, "release": manifest.release, "path": path, "uploaded": uploaded}, text)
@@ -243,7 +248,7 @@ def _upload(client: FleetClient, directory: BundleDirectory, manifest: Manifest,
 def _forget(repository: RepositoryDirectory, role: str, path: str) -> None:
     """Unstage a release whose signer may not sign it: nobody else's work is in that role's staged version."""
     (repository.staged_path / f"{role}.json").unlink(missing_ok=True)
-    (repository.staged_path / "targets" / path).unlink(missing_ok=True)
+    repository.unstage_file(path)
 
 
 def _custom(manifest: Manifest) -> dict[str, Any]:

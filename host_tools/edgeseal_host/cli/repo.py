@@ -87,9 +87,9 @@ def stage(
 ) -> None:
     """Stage a change; signatures on what it touches are dropped."""
     repository = RepositoryDirectory(directory)
-    with repository.locked():
-        if discard:
-            repository.clear()
+    if not any((discard, model, retire, renew, fleet)):
+        raise UsageError("nothing to stage", hint="--model, --retire, --renew, --fleet or --discard")
+    with repository.locked(), repository.changing(afresh=discard):
         if model:
             if not publisher_keys:
                 raise UsageError("--model needs --publisher-key NAME")
@@ -105,8 +105,6 @@ def stage(
             from edgeseal_host.fleet.public import FleetPublic
 
             staging.stage_servers(repository, FleetPublic.load(fleet), min_suite=min_suite)
-        if not any((discard, model, retire, renew, fleet)):
-            raise UsageError("nothing to stage", hint="--model, --retire, --renew, --fleet or --discard")
     show_staged(repository, "staged")
 
 

@@ -13,6 +13,7 @@ from __future__ import annotations
 import hashlib
 import re
 import shutil
+from contextlib import contextmanager
 from dataclasses import replace
 from typing import TYPE_CHECKING, Final
 
@@ -25,11 +26,13 @@ from edgeseal_host.repository import metadata, selection
 from edgeseal_host.repository.verify import Publication, Published
 
 if TYPE_CHECKING:
+    from collections.abc import Iterator
     from contextlib import AbstractContextManager
     from pathlib import Path
 
     from edgeseal_host.repository.verify import Verified
 
+_FORMER: Final = ".staged-before"
 _VERSIONED: Final = re.compile(r"([0-9]+)\.(.+)\.json")
 
 
@@ -136,6 +139,31 @@ class RepositoryDirectory:
         place = self.staged_path / "targets" / path
         place.parent.mkdir(parents=True, exist_ok=True)
         write_atomic(place, data, mode=0o644)
+
+    def unstage_file(self, path: str) -> None:
+        """Forget a staged target file; nothing happens if there is none."""
+        (self.staged_path / "targets" / path).unlink(missing_ok=True)
+
+    @contextmanager
+    def changing(self, *, afresh: bool = False) -> Iterator[None]:
+        """Make all the changes of the block or none: what was staged comes back if it fails.
+
+        With `afresh` the block begins with nothing staged.
+        """
+        former = self.path / _FORMER
+        shutil.rmtree(former, ignore_errors=True)
+        self.staged_path.mkdir(exist_ok=True)
+        shutil.copytree(self.staged_path, former)
+        if afresh:
+            self.clear()
+        try:
+            yield
+        except BaseException:
+            shutil.rmtree(self.staged_path, ignore_errors=True)
+            former.rename(self.staged_path)
+            fsync_directory(self.path)
+            raise
+        shutil.rmtree(former, ignore_errors=True)
 
     def clear(self) -> None:
         """Forget everything staged."""

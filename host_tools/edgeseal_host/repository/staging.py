@@ -145,6 +145,7 @@ def retire(directory: RepositoryDirectory, model: str, release: int) -> None:
         listed = ", ".join(sorted(edited.signed.targets)) or "nothing"
         raise UsageError(f"{path} is not listed", hint=f"listed: {listed}")
     directory.stage(role, edited.to_bytes())
+    directory.unstage_file(path)  # there is one if it was never published
 
 
 def renew(directory: RepositoryDirectory, role: str) -> None:
