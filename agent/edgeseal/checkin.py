@@ -16,6 +16,7 @@ from edgeseal.session.messages import MAX_REPLY_BODY, MAX_REQUEST_BODY
 
 FORMAT: Final = 1
 MAX_MODELS: Final = 32  # per device: keeps report and orders inside one padded message
+MAX_SOURCES: Final = 8  # noise sources of one device
 
 Text = Annotated[str, msgspec.Meta(max_length=256)]
 Count = Annotated[int, msgspec.Meta(ge=0, le=2**63 - 1)]
@@ -37,10 +38,24 @@ class Failure(msgspec.Struct, frozen=True, array_like=True, forbid_unknown_field
     reason: Annotated[str, msgspec.Meta(max_length=512)]
 
 
+class SourceHealth(msgspec.Struct, frozen=True, array_like=True, forbid_unknown_fields=True):
+    """How a device's noise source is (edgeseal.entropy.snapshot): `qcnr_db` is None where it cannot be measured."""
+
+    name: Text
+    state: Text
+    source_class: Text
+    evidence: Text
+    reason: Text
+    qcnr_db: float | None
+    alarms: Count
+    bytes_mixed: Count
+
+
 class Report(msgspec.Struct, frozen=True, array_like=True, forbid_unknown_fields=True):
     """A device's whole state. Sizes in bytes; `metadata` are TUF role versions; `entropy` the record of sources.
 
-    `problem` says why metadata are refused or a release could not be restored, empty if neither is so.
+    `problem` says why metadata are refused or a release could not be restored, empty if neither is so. `sources` are
+    the configured noise sources.
     """
 
     format: int
@@ -54,6 +69,7 @@ class Report(msgspec.Struct, frozen=True, array_like=True, forbid_unknown_fields
     free_disk: Count
     free_ram: Count
     problem: Text = ""
+    sources: Annotated[list[SourceHealth], msgspec.Meta(max_length=MAX_SOURCES)] = []
 
     def to_bytes(self) -> bytes:
         """Deterministic CBOR map, keys 0.. in the order of the fields."""

@@ -8,6 +8,7 @@ import msgspec
 
 from edgeseal import __version__
 from edgeseal.checkin import FORMAT, Failure, ModelState, Orders, Report
+from edgeseal.device import rng_health
 from edgeseal.errors import EdgesealError, NotAuthorisedError, TemporaryError
 from edgeseal.keystore import ContentKey
 from edgeseal.servers import TARGET_PATH, FleetServers
@@ -179,6 +180,7 @@ def report(agent: Agent, trust: Trust, problem: str = "") -> Report:
         free_disk=agent.store.free(),
         free_ram=agent.models.free(),
         problem=problem[:MAX_PROBLEM],
+        sources=rng_health.sources(agent),
     )
 
 

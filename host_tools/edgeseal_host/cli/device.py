@@ -115,7 +115,19 @@ def show(name: str, url: str, token_file: Path, ca_file: Path | None) -> None:
     """Show one device with its last report."""
     found = options.client(url, token_file, ca_file).device(name)
     rows = [(key, str(value)) for key, value in found.items()]
+    rows += [("noise source", _source(source)) for source in (found["report"] or {}).get("sources", [])]
     output.emit(found, lambda: output.table(("field", "value"), rows))
+
+
+def _source(source: dict[str, Any]) -> str:
+    """One noise source for a person; the texts are the device's, so nothing in them may command a terminal."""
+    qcnr = "" if source["qcnr_db"] is None else f", QCNR {source['qcnr_db']:.1f} dB"
+    reason = f": {source['reason']}" if source["reason"] else ""
+    text = (
+        f"{source['name']} {source['state']}{reason}; {source['source_class']}, evidence {source['evidence']}{qcnr}, "
+        f"{source['alarms']} alarms, {source['bytes_mixed']:,} bytes mixed"
+    )
+    return "".join(c if c.isprintable() else "?" for c in text)
 
 
 @group.command()

@@ -38,6 +38,12 @@ class Metrics:
         self.timestamp_expiry = Gauge(
             "edgeseal_timestamp_expiry_seconds", "Unix time at which timestamp.json expires.", registry=self._registry
         )
+        self.noise_sources = Gauge(
+            "edgeseal_noise_sources",
+            "Noise sources of devices by state, as last reported; without revoked devices.",
+            ["state"],
+            registry=self._registry,
+        )
 
     def text(self) -> bytes:
         """Prometheus text format."""

@@ -5,6 +5,7 @@ from __future__ import annotations
 import errno
 from typing import TYPE_CHECKING, Any
 
+import msgspec
 import sqlalchemy as sa
 from tuf.api.metadata import Timestamp
 
@@ -187,4 +188,5 @@ def _report(data: bytes | None) -> dict[str, Any] | None:
         "free_disk": r.free_disk,
         "free_ram": r.free_ram,
         "problem": r.problem,
+        "sources": [msgspec.structs.asdict(source) for source in r.sources],
     }

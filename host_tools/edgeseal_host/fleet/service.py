@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Final, ParamSpec, TypeVar
 from tuf.api.metadata import Timestamp
 
 from edgeseal.errors import TemporaryError
+from edgeseal_host.fleet import source_states
 from edgeseal_host.fleet.checkin import CheckIn
 from edgeseal_host.fleet.exchanges import ExchangeThread, answer_group
 from edgeseal_host.fleet.logs import event
@@ -62,6 +63,7 @@ class Service:
         self.fleet.objects.sweep()
         self.fleet.publisher.recover()
         self.refresh_ring()
+        self.count_sources()
         try:
             self.resign()
         except Exception:  # devices are still better served than not; /healthz says when the timestamp runs out
@@ -136,6 +138,12 @@ class Service:
             expires = metadata.read(published.timestamp, Timestamp, what="timestamp.json").signed.expires
             self.metrics.timestamp_expiry.set(expires.timestamp())
 
+    def count_sources(self) -> None:
+        """Count the devices' noise sources by state."""
+        with self.fleet.registry.read() as connection:
+            for state, number in source_states.count(connection).items():
+                self.metrics.noise_sources.labels(state).set(number)
+
     async def tick(self) -> None:
         """Run the periodic work until cancelled; a failure is logged and tried again."""
         last_signed = time.monotonic()
@@ -146,6 +154,7 @@ class Service:
                 last_signed = time.monotonic()
                 await self._attempt(self.resign)
                 await self._attempt(self.refresh_ring)
+                await self._attempt(self.count_sources)
 
     def _refresh_if_changed(self) -> None:
         if self.fleet.data.ring_stamp() != self._stamp:
