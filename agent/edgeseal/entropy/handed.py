@@ -67,10 +67,10 @@ def receive(fd: int) -> list[Handed]:
             message = pipe.read(_MAX_MESSAGE + 1)
         line, _, data = message.partition(b"\n")
         header = json.loads(line)
-        fresh = header["boot"] == boot_id()
-        return list(_sources(header, data)) if fresh else []
+        sources, boot = _sources(header, data), str(header["boot"])
     except (OSError, ValueError, KeyError, TypeError) as e:
         raise UsageError(f"descriptor {fd} does not hold the service's blocks ({type(e).__name__})") from None
+    return sources if boot == boot_id() else []
 
 
 def _taken(source: Attached, count: int) -> tuple[list[bytes], str]:
