@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING
 from edgeseal.chunks import ChunkDecoder, check_stored
 from edgeseal.errors import IntegrityError
 from edgeseal.manifest import CHUNK_MAX
+from edgeseal_host import accept
 from edgeseal_host.bundle import BundleDirectory, read_bounded
 
 if TYPE_CHECKING:
@@ -112,7 +113,7 @@ def describe(directory: Path, family_secret: bytes | None) -> dict[str, object]:
         table = bundle.table(manifest, bundle.content_key(manifest, family_secret))
         about["files"] = [{"path": f.path, "size": f.size, "sha256": f.sha256.hex()} for f in table.files]
         about["codecs"] = _codecs(table)
-        about["acceptance"] = table.tests is not None
+        about["acceptance"] = accept.describe(table.tests)
     return about
 
 

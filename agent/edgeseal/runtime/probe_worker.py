@@ -7,11 +7,13 @@ it dies with its parent. Arguments: seconds, MiB, the parent's process id.
 
 from __future__ import annotations
 
+import contextlib
 import ctypes
 import json
 import os
 import resource
 import signal
+import statistics
 import sys
 import time
 from pathlib import Path
@@ -28,6 +30,8 @@ if TYPE_CHECKING:
     from numpy.typing import NDArray
 
 MAX_QUESTION: Final = 64 * 2**20
+_MIB: Final = 2**20
+_LEAST_RUNS: Final = 11  # a median of fewer is no median
 _VARYING: Final = 1  # what a dimension that may vary is set to
 _MAX_ZEROS: Final = 256 * 2**20  # bytes of made-up input; a model that declares more is tried with vectors only
 _CLONE_NEWUSER, _CLONE_NEWNET = 0x10000000, 0x40000000
@@ -63,17 +67,25 @@ def examine(directory: Path, requirements: dict[str, object], tests: object) -> 
 
     Raises RefusedError or IncompatibleError with the reason.
     """
+    before = _start_of_peak()
     started = time.monotonic()
     model = engine.load(directory, threads=2)
     loaded = time.monotonic()
     _check_declared(model.inputs, requirements.get("inputs"), "input")
     _check_declared(model.outputs, requirements.get("outputs"), "output")
     cases = vectors.parse(tests)
-    ran = _run_vectors(model, cases) if cases else _run_zeros(model)
+    runs = _run_vectors(model, cases) if cases else _run_zeros(model)
+    if cases:
+        _check_latency(model, cases, runs)
+    grown = max(0, _used("VmHWM") - before)
+    if cases and cases.memory_mb and grown > cases.memory_mb * _MIB:
+        raise RefusedError(f"it takes {grown / _MIB:.0f} MiB here; its acceptance vectors allow {cases.memory_mb}")
     return {
         "load_seconds": round(loaded - started, 4),
         "run_seconds": round(time.monotonic() - loaded, 4),
-        "cases": ran,
+        "cases": len(cases.cases) if cases else len(runs),
+        "latency_ms": round(statistics.median(runs) * 1000, 3) if runs else None,
+        "memory_mb": round(grown / _MIB, 1),
         "inputs": [s.name for s in model.inputs],
         "outputs": [s.name for s in model.outputs],
     }
@@ -93,26 +105,59 @@ def _check_declared(found: Any, declared: object, what: str) -> None:  # noqa: A
         raise RefusedError(f"the model has {what} {extra[0]!r}, which the release does not declare")
 
 
-def _run_vectors(model: engine.Engine, cases: vectors.Vectors) -> int:
+def _run_vectors(model: engine.Engine, cases: vectors.Vectors) -> list[float]:
+    """Return the seconds that each case took, after the runs that do not count. Raises RefusedError."""
     from edgeseal.runtime import oip
 
     declared = {s.name: s for s in model.inputs}
+    seconds = []
     for number, case in enumerate(cases.cases, 1):
         if unknown := sorted(case.inputs.keys() ^ declared.keys()):
             raise RefusedError(
                 f"acceptance vector {number}: input {unknown[0]!r} is not in both; the model has {', '.join(declared)}"
             )
-        inputs = {name: oip.from_raw(t.datatype, t.shape, t.data, name) for name, t in case.inputs.items()}
-        got = model.infer(inputs, list(case.outputs))
+        inputs = _inputs(case)
+        for _ in range(cases.warmup if number == 1 else 0):
+            model.infer(inputs, list(case.outputs))
+        got, spent = _timed(model, inputs, list(case.outputs))
+        seconds.append(spent)
         for name, expected in case.outputs.items():
             _check_numbers(name, got[name])
             wanted = oip.from_raw(expected.datatype, expected.shape, expected.data, name)
             if reason := vectors.difference(got[name], wanted, cases):
                 raise RefusedError(f"acceptance vector {number}, output {name!r}: {reason}")
-    return len(cases.cases)
+    return seconds
 
 
-def _run_zeros(model: engine.Engine) -> int:
+def _check_latency(model: engine.Engine, cases: vectors.Vectors, runs: list[float]) -> None:
+    """Hold the median against the budget; few cases are run again, so that one hiccup does not decide."""
+    if not cases.latency_ms:
+        return
+    for number in range(len(runs), _LEAST_RUNS):
+        case = cases.cases[number % len(cases.cases)]
+        runs.append(_timed(model, _inputs(case), list(case.outputs))[1])
+    median = statistics.median(runs) * 1000
+    if median > cases.latency_ms:
+        raise RefusedError(
+            f"an inference takes {median:.1f} ms here (median of {len(runs)}); "
+            f"its acceptance vectors allow {cases.latency_ms:g}"
+        )
+
+
+def _inputs(case: vectors.Case) -> dict[str, NDArray[np.generic]]:
+    from edgeseal.runtime import oip
+
+    return {name: oip.from_raw(t.datatype, t.shape, t.data, name) for name, t in case.inputs.items()}
+
+
+def _timed(
+    model: engine.Engine, inputs: dict[str, NDArray[np.generic]], wanted: list[str]
+) -> tuple[dict[str, NDArray[np.generic]], float]:
+    started = time.monotonic()
+    return model.infer(inputs, wanted), time.monotonic() - started
+
+
+def _run_zeros(model: engine.Engine) -> list[float]:
     from edgeseal.runtime import oip
 
     inputs = {}
@@ -120,11 +165,12 @@ def _run_zeros(model: engine.Engine) -> int:
         shape = [d if d >= 0 else _VARYING for d in s.shape]
         size = oip.raw_size(s.datatype, shape)
         if size > _MAX_ZEROS:
-            return 0
+            return []
         inputs[s.name] = oip.zeros(s.datatype, shape)
-    for name, value in model.infer(inputs, [s.name for s in model.outputs]).items():
+    got, spent = _timed(model, inputs, [s.name for s in model.outputs])
+    for name, value in got.items():
         _check_numbers(name, value)
-    return 1
+    return [spent]
 
 
 def _check_numbers(name: str, value: NDArray[np.generic]) -> None:
@@ -166,6 +212,15 @@ def _limit_memory(directory: Path, memory_mb: int) -> None:
     ):
         room = _used(used) + size + spare + memory_mb * 2**20
         resource.setrlimit(limit, (room, room))
+
+
+def _start_of_peak() -> int:
+    """Let the peak begin here; return the bytes resident now, which are interpreter and engine."""
+    import edgeseal.runtime.engine_onnx  # noqa: F401 - part of what was there before
+
+    with contextlib.suppress(OSError):  # proc_pid_clear_refs(5): 5 resets the peak
+        Path("/proc/self/clear_refs").write_text("5", encoding="ascii")
+    return _used("VmRSS")
 
 
 def _used(field: str) -> int:

@@ -1,9 +1,10 @@
 """Acceptance vectors: what a release must answer, and how exactly. They travel in the sealed table.
 
     {"v": 1, "cases": [{"inputs": {name: tensor}, "outputs": {name: tensor}}, …],
-     "atol": float, "rtol": float, "top1": bool}          tensor = [datatype, [shape], bytes little-endian]
+     "atol": float, "rtol": float, "top1": bool,          tensor = [datatype, [shape], bytes little-endian]
+     "warmup": int, "latency_ms": float, "memory_mb": int}
 
-Without vectors a probe still feeds zeros of the declared shapes and refuses NaN.
+Budgets of 0 mean none. Without vectors a probe still feeds zeros of the declared shapes and refuses NaN.
 """
 
 from __future__ import annotations
@@ -21,6 +22,7 @@ if TYPE_CHECKING:
 
 VERSION: Final = 1
 MAX_CASES: Final = 256
+MAX_WARMUP: Final = 1000
 
 
 class Tensor(msgspec.Struct, frozen=True, array_like=True, forbid_unknown_fields=True):
@@ -39,13 +41,20 @@ class Case(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
 
 
 class Vectors(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
-    """All cases of a release, with one tolerance: |got - expected| <= atol + rtol * |expected|, or the same argmax."""
+    """All cases of a release, with one tolerance: |got - expected| <= atol + rtol * |expected|, or the same argmax.
+
+    Budgets hold on the device that tries the release: `latency_ms` for the median inference after `warmup` runs that do
+    not count, `memory_mb` (MiB) for what the process grows by at its peak while it loads and answers.
+    """
 
     v: int
     cases: Annotated[list[Case], msgspec.Meta(min_length=1, max_length=MAX_CASES)]
     atol: Annotated[float, msgspec.Meta(ge=0)] = 1e-4
     rtol: Annotated[float, msgspec.Meta(ge=0)] = 1e-3
     top1: bool = False
+    warmup: Annotated[int, msgspec.Meta(ge=0, le=MAX_WARMUP)] = 0
+    latency_ms: Annotated[float, msgspec.Meta(ge=0)] = 0.0
+    memory_mb: Annotated[int, msgspec.Meta(ge=0, le=2**20)] = 0
 
 
 def parse(tests: object) -> Vectors | None:
@@ -61,8 +70,8 @@ def parse(tests: object) -> Vectors | None:
         raise FormatError(f"acceptance vectors: {e}") from e
     if vectors.v != VERSION:
         raise FormatError(f"acceptance vectors of version {vectors.v}; this version reads {VERSION}")
-    if not math.isfinite(vectors.atol) or not math.isfinite(vectors.rtol):
-        raise FormatError("acceptance vectors: a tolerance that is not a number accepts everything")
+    if not all(map(math.isfinite, (vectors.atol, vectors.rtol, vectors.latency_ms))):
+        raise FormatError("acceptance vectors: a tolerance or budget that is not a number accepts everything")
     if any(not case.outputs for case in vectors.cases):
         raise FormatError("acceptance vectors: a case without outputs accepts everything")
     return vectors

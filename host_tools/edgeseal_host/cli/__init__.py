@@ -43,6 +43,7 @@ _COMMANDS: Final[dict[str, _Entry]] = {
             "remove-key": "edgeseal_host.cli.repo_keys:remove_key",
         },
     ),
+    "accept": _Entry("edgeseal_host.cli.accept", "Record what a model must answer on every device.", extra="onnx"),
     "bundle": _Entry(
         "edgeseal_host.cli.bundle",
         "Build, inspect, verify, publish and export models.",

@@ -58,6 +58,12 @@ def group() -> None:
     "--runtime", "runtimes", multiple=True, metavar="NAME", help="Only for devices with such a runtime (repeat)."
 )
 @click.option("--min-agent", metavar="VERSION", help="Only for agents from this version on.")
+@click.option(
+    "--accept",
+    "acceptance",
+    type=click.Path(path_type=Path, exists=True, dir_okay=False),
+    help="Acceptance vectors (.npz or .json): what a device must reproduce before the release serves.",
+)
 @click.option("--provenance", multiple=True, metavar="KEY=VALUE", help="Goes into the public manifest (repeat).")
 @options.passphrase_option
 @options.keys_option
@@ -73,13 +79,16 @@ def build(  # noqa: PLR0913, PLR0917 - one option for each thing a release has
     hardware: tuple[str, ...],
     runtimes: tuple[str, ...],
     min_agent: str | None,
+    acceptance: Path | None,
     provenance: tuple[str, ...],
     passphrase_file: Path | None,
     keys: KeyDirectory,
 ) -> None:
     """Cut PATHS into encrypted chunks, and write table and manifest."""
+    from edgeseal_host import accept
     from edgeseal_host.build import build_bundle
 
+    tests = accept.to_table(accept.read(acceptance)) if acceptance else None
     secret = keys.family(family, options.passphrase_for(keys, family, passphrase_file))
     requirements: dict[str, object] = {}
     for name, values in (("hw", hardware), ("rt", runtimes)):
@@ -97,6 +106,7 @@ def build(  # noqa: PLR0913, PLR0917 - one option for each thing a release has
             family_secret=secret,
             previous=previous,
             requirements=requirements,
+            tests=tests,
             provenance={**_git(paths[0]), **_pairs(provenance)},
             out=out,
             progress=advance,
