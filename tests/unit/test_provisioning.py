@@ -68,7 +68,7 @@ def test_line_time_is_near_what_the_bytes_need() -> None:
     seconds = line.link.now
     one_way = line.link.bytes["down"] / 11_520
     assert seconds < 1.5 * (one_way + line.link.bytes["up"] / 11_520)
-    assert sum(line.link.bytes.values()) < 14_000  # everything but the root, base64 and framing included
+    assert sum(line.link.bytes.values()) < 7_600  # everything but the root, base64 and framing included
 
 
 def test_offer_is_read_back() -> None:
@@ -134,7 +134,7 @@ def test_a_station_that_knows_no_damage_would_fail() -> None:
 # Killed, cut, begun again --------------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("count", [0, 1, 700, 2500, 5000, 7000, 9000, 9500, 9900, 10_200, 10_500, 10_800])
+@pytest.mark.parametrize("count", [0, 1, 700, 1500, 2500, 3500, 4500, 5500, 6300, 6700, 6900, 7100])
 @pytest.mark.parametrize("who", ["station", "device", "both"])
 def test_pulled_cable_and_killed_ends_complete_the_next_time(count: int, who: str) -> None:
     line = Line(link=Link(mangle=cut_after(count)))
