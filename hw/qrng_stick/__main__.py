@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import csv
 import sys
-from pathlib import Path
+from typing import Any
 
-from hw.qrng_stick import checks, documents, parts, pictures, spice
+from hw.qrng_stick import checks, documents, drawing, parts, pictures, spice
 from hw.qrng_stick.values import NOMINAL
 
 BUILD = checks.ROOT / "build" / "hw" / "qrng_stick"
@@ -14,9 +14,10 @@ PICTURES = checks.ROOT / "docs" / "pictures"
 PAGES = [checks.ROOT / "docs" / "qrng-model.md", checks.ROOT / "hw" / "qrng_stick" / "README.md"]
 
 
-def documentation(tables: dict[str, str]) -> list[checks.Check]:
+def documentation(report: dict[str, Any], tables: dict[str, str]) -> list[checks.Check]:
     """Find tables and pictures of the documentation that show other numbers than the design's."""
-    old = documents.stale(PAGES, tables) + pictures.stale(pictures.pictures(NOMINAL), PICTURES)
+    shown = pictures.stale(pictures.pictures(NOMINAL), PICTURES) + drawing.stale(report, PICTURES)
+    old = documents.stale(PAGES, tables) + shown
     wanted = "tables and pictures as the design"
     came = f"old: {', '.join(old)}; renew with ./dev hw --write" if old else wanted
     return [checks.Check("documentation", wanted, came, not old)]
@@ -43,14 +44,19 @@ def main(argv: list[str]) -> int:
     if "--write" in argv:
         documents.write(PAGES, tables)
         PICTURES.mkdir(parents=True, exist_ok=True)
+    folder = PICTURES if "--write" in argv else BUILD
     for picture in pictures.pictures(NOMINAL):
-        pictures.draw(picture, PICTURES if "--write" in argv else BUILD)
-    sections = [
-        checks.simulation(NOMINAL), checks.stochastic(NOMINAL), checks.drawing(NOMINAL, report), documentation(tables),
-    ]  # fmt: skip
+        pictures.draw(picture, folder)
+    drawing.draw(report, folder)
+    sections = (
+        checks.simulation(NOMINAL),
+        checks.stochastic(NOMINAL),
+        checks.drawing(NOMINAL, report),
+        documentation(report, tables),
+    )
     results = [check for section in sections for check in section]
     show(results)
-    print(f"\nnetlist, bill of materials, ngspice deck and pictures: {BUILD.relative_to(Path.cwd())}")
+    print(f"\nnetlist, bill of materials, ngspice deck and pictures: {BUILD}")
     failed = sum(not check.ok for check in results)
     print(f"{len(results)} checks, {failed} failed")
     return 1 if failed else 0

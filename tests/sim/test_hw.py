@@ -12,8 +12,8 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from hw.qrng_stick import checks, documents, parts, pictures, schematic, spice
-from hw.qrng_stick.__main__ import PAGES, PICTURES
+from hw.qrng_stick import __main__ as command
+from hw.qrng_stick import checks, documents, drawing, parts, pictures, schematic, spice
 from hw.qrng_stick.values import LEVELS, NOMINAL, NOMINAL_CURRENT, FrontEnd
 
 SYMBOLS = Path(os.environ.get("KICAD6_SYMBOL_DIR", schematic.SYMBOLS))
@@ -171,18 +171,49 @@ def test_bill_of_materials_is_complete() -> None:
 
 def test_documentation_shows_the_design_as_it_is() -> None:
     """Tables and pictures; the bill of materials needs the drawn schematic and is checked by `./dev hw`."""
-    assert not documents.stale(PAGES, documents.blocks(NOMINAL))
-    assert not pictures.stale(pictures.pictures(NOMINAL), PICTURES)
+    assert not documents.stale(command.PAGES, documents.blocks(NOMINAL))
+    assert not pictures.stale(pictures.pictures(NOMINAL), command.PICTURES)
 
 
 def test_old_documentation_is_found() -> None:
     other = replace(NOMINAL, r_fb=27e3)
-    assert set(documents.stale(PAGES, documents.blocks(other))) == {"qrng-model.md", "README.md"}
-    assert len(pictures.stale(pictures.pictures(other), PICTURES)) == 3
+    assert set(documents.stale(command.PAGES, documents.blocks(other))) == {"qrng-model.md", "README.md"}
+    assert len(pictures.stale(pictures.pictures(other), command.PICTURES)) == 3
 
 
 def test_bill_of_materials_in_the_readme(drawn: dict[str, Any]) -> None:
-    assert not documents.stale(PAGES, {"bom": documents.bom_table(NOMINAL, drawn)})
+    assert not documents.stale(command.PAGES, {"bom": documents.bom_table(NOMINAL, drawn)})
+
+
+def test_picture_of_the_schematic(drawn: dict[str, Any]) -> None:
+    assert not drawing.stale(drawn, command.PICTURES)
+    other = json.loads(json.dumps(drawn))
+    other["parts"]["R5"]["value"] = "120k"
+    assert drawing.stale(other, command.PICTURES) == [drawing.NAME]
+
+
+def test_picture_shows_no_part_that_is_not_there(drawn: dict[str, Any]) -> None:
+    label = drawing.Labels(drawn)
+    assert label("R", "sum", "tia") == "R5 100k"
+    with pytest.raises(KeyError, match="between sum and tia"):
+        label("R", "sum", "tia")
+
+
+@pytest.mark.usefixtures("ngspice")
+def test_one_failed_check_fails_the_command(
+    drawn: dict[str, Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(command, "BUILD", tmp_path)
+    monkeypatch.setattr(checks, "draw", lambda _folder: drawn)
+    monkeypatch.setattr(pictures, "draw", lambda _picture, _folder: None)
+    monkeypatch.setattr(drawing, "draw", lambda _report, _folder: None)
+    assert command.main([]) == 0
+    assert "0 failed" in capsys.readouterr().out
+    monkeypatch.setitem(drawn["erc"], "errors", 1)
+    assert command.main([]) == 1
+    out = capsys.readouterr().out
+    assert "FAIL  electrical rules" in out
+    assert "1 errors, 0 warnings" in out
 
 
 def test_blocks_leave_the_authors_words_alone() -> None:
