@@ -14,12 +14,15 @@ from tests.unit import onnx_models
 
 from edgeseal.errors import FormatError, RefusedError, UsageError
 from edgeseal.runtime import probe_worker
+from edgeseal.runtime.contract import Candidate, ProbeError
+from edgeseal.runtime.probe import Limits, probe
 from edgeseal_host import accept
 from edgeseal_host.cli import main
 
 if TYPE_CHECKING:
     from pathlib import Path
 
+MANY = np.zeros((257, 1), np.float32)
 X = np.arange(12, dtype=np.float32).reshape(3, 1, 4)
 
 
@@ -31,8 +34,7 @@ def model(tmp_path: Path) -> Path:
 @pytest.fixture
 def samples(tmp_path: Path) -> Path:
     path = tmp_path / "samples.npz"
-    np.savez(path, **{"inputs/x": X})
-    return path
+    return npz(path, inputs__x=X)
 
 
 def edgeseal(*words: object) -> Result:
@@ -49,7 +51,8 @@ def record(model: Path, samples: Path, **settings: object) -> object:
 
 
 def npz(path: Path, **arrays: Any) -> Path:
-    np.savez(path, **{name.replace("__", "/"): value for name, value in arrays.items()})
+    named: dict[str, Any] = {name.replace("__", "/"): value for name, value in arrays.items()}
+    np.savez(path, **named)
     return path
 
 
@@ -103,7 +106,7 @@ def test_strings_in_json(tmp_path: Path) -> None:
     assert case.inputs["s"].data == b"\x01\0\0\0a\x02\0\0\0\xc3\xbc"
 
 
-# Files that are wrong --------------------------------------------------------------------------------------------------
+# Files that are wrong ------------------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize(
@@ -118,10 +121,10 @@ def test_strings_in_json(tmp_path: Path) -> None:
         ({"inputs__x": X, "outputs__y": X, "settings": np.array("{}x")}, "a string with a JSON object"),
         ({"inputs__x": X, "outputs__y": X, "settings": np.array('{"atoll": 1}')}, "unknown setting 'atoll'"),
         ({"inputs__x": X, "outputs__y": X, "settings": np.array('{"atol": -1}')}, "acceptance vectors"),
-        ({"inputs__x": X, "outputs__y": X, "settings": np.array('{"latency_ms": NaN}')}, "acceptance vectors"),
+        ({"inputs__x": X, "outputs__y": X, "settings": np.array('{"rtol": NaN}')}, "acceptance vectors"),
         ({"inputs__x": X[:0], "outputs__y": X[:0]}, "has 0 cases"),
         ({"inputs__x": X}, "a case without outputs accepts everything"),
-        ({"inputs__x": np.zeros((257, 1), "f4"), "outputs__y": np.zeros((257, 1), "f4")}, "has 257 cases"),
+        ({"inputs__x": MANY, "outputs__y": MANY}, "has 257 cases"),
     ],
 )
 def test_npz_that_is_wrong(tmp_path: Path, arrays: dict[str, Any], reason: str) -> None:
@@ -130,7 +133,7 @@ def test_npz_that_is_wrong(tmp_path: Path, arrays: dict[str, Any], reason: str) 
 
 
 def test_a_pickle_is_not_opened(tmp_path: Path) -> None:
-    np.savez(tmp_path / "v.npz", **{"inputs/x": np.array([object()], dtype=object)})
+    npz(tmp_path / "v.npz", inputs__x=np.array([object()], dtype=object))
     with pytest.raises(FormatError, match="plain arrays"):
         accept.read(tmp_path / "v.npz")
 
@@ -198,5 +201,6 @@ def test_memory_beyond_the_budget_is_refused(tmp_path: Path) -> None:
     model = onnx_models.linear(tmp_path / "release" / "model.onnx", width=2048)  # 16 MiB of weights
     cases, _ = accept.read_cases(npz(tmp_path / "v.npz", inputs__x=np.ones((1, 1, 2048), np.float32)))
     vectors = accept.to_table(accept.record(model.parent, cases, {"memory_mb": 4}))
-    with pytest.raises(RefusedError, match=r"MiB here; its acceptance vectors allow 4"):
-        examine(model, vectors)
+    candidate = Candidate("m", 1, model.parent, None, tests=vectors)
+    with pytest.raises(ProbeError, match=r"MiB here; its acceptance vectors allow 4"):
+        probe(candidate, Limits(seconds=60, memory_mb=1024))
