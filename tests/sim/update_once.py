@@ -16,6 +16,7 @@ def preload() -> None:
     """Import the whole agent, so that a fault meets what a pass does and not its imports."""
     for module in pkgutil.walk_packages(edgeseal.__path__, "edgeseal."):
         importlib.import_module(module.name)
+    importlib.import_module("encodings.idna")  # what a connection to a named host loads the first time
 
 
 if __name__ == "__main__":
