@@ -6,24 +6,21 @@ is new the next run is made.
 
 from __future__ import annotations
 
-import os
 import shutil
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
 import pytest
+from tests.unit.line_card import Card, check, copied
 from tests.unit.line_world import Line, agree, cut_after
 
-from edgeseal.device import config
-from edgeseal.device.agent import Agent
-from edgeseal.device.line_home import DeviceHome
-from edgeseal.enrolment import Record
-from edgeseal.provisioning import Device, Dialogue, Stage, Station
-from edgeseal_host.testing.provisioning import OS_GROUP, Link, MemoryBook, MemoryHome
+from edgeseal_host.testing.provisioning import Link, MemoryBook, MemoryHome
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator
+    from collections.abc import Iterator
     from pathlib import Path
+
+    from edgeseal.provisioning import Device, Station
 
 pytestmark = pytest.mark.unit
 LENGTH = 6_500  # bytes that a dialogue has at least
@@ -39,10 +36,6 @@ def walk(station: Station, device: Device, link: Link) -> Iterator[None]:
                 yield
         link.now += 0.001
     assert station.verdict.passed
-
-
-def copied(book: MemoryBook) -> MemoryBook:
-    return replace(book, offers=dict(book.offers), done=dict(book.done), locks=set(book.locks))
 
 
 def noted(book: MemoryBook) -> tuple[Any, ...]:
@@ -104,46 +97,6 @@ def test_cut_that_a_careless_device_does_not_survive_is_caught() -> None:
 
 
 # The real disk --------------------------------------------------------------------------------------------------------
-
-
-@dataclass
-class Card:
-    """A device's directory, and the agent's own home on it."""
-
-    directory: Path
-
-    def home(self) -> DeviceHome:
-        text = (
-            f'[device]\nhardware = "test-board"\nserial = "0001"\n'
-            f'[paths]\nstate = "{self.directory}/state"\nmodels = "{self.directory}/models"\n'
-        )
-        return DeviceHome(Agent(config.parse(text.encode(), name="test")))
-
-    def boot(self, clock: Callable[[], float]) -> Device:
-        return Device(Dialogue(self.home(), random=os.urandom, clock=clock), OS_GROUP)
-
-    def look(self) -> tuple[int, ...]:
-        """Return what changes with every file that is written: all are renamed into place."""
-        state = self.directory / "state"
-        return tuple(d.stat().st_mtime_ns for d in (state, state / "keys") if d.exists())
-
-
-def check(card: Card, book: MemoryBook) -> str:
-    """Complete what a copy of a card and a journal began; return the device's kid."""
-    line = Line(book=book)
-    station = line.station()
-    line.link.run(station, card.boot(line.link.clock), until=lambda: station.verdict is not None)
-    assert station.verdict is not None
-    assert station.verdict.passed, station.verdict
-    home, (offer,) = card.home(), book.offers.values()
-    assert home.stage() is Stage.LOCKED
-    identity, origin = home._agent.keys.identity(), home.origin()
-    assert origin is not None
-    assert (identity.device, origin.kid) == (offer.device, offer.kid)
-    assert Record.from_bytes(offer.record).public == home.own_key()[0].public.raw
-    assert home._agent.keys.pending() is None
-    assert home._agent.profile.device == offer.device
-    return offer.kid.hex()
 
 
 def test_every_byte_on_the_real_disk(tmp_path: Path) -> None:
