@@ -61,6 +61,7 @@ _COMMANDS: Final[dict[str, _Entry]] = {
             "upgrade": "edgeseal_host.cli.fleet_upkeep:upgrade",
         },
     ),
+    "stick": _Entry("edgeseal_host.cli.stick", "Build and flash the firmware of a QRNG stick.", extra="stick"),
 }
 
 # What the extras of pyproject.toml are called when they are imported.
