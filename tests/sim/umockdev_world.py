@@ -156,9 +156,13 @@ class World:
             assert time.monotonic() < ends, state
             time.sleep(0.01)
 
+    def variables(self) -> dict[str, str]:
+        """Return the environment variables that put a process on this bus."""
+        return {"LD_PRELOAD": PRELOAD, "UMOCKDEV_DIR": self._directory}
+
     def client(self) -> Client:
         """Start a process with the real drivers on this bus."""
-        environment = _environment(LD_PRELOAD=PRELOAD, UMOCKDEV_DIR=self._directory, PYTHONPATH=str(ROOT))
+        environment = _environment(PYTHONPATH=str(ROOT), **self.variables())
         command = [sys.executable, str(HERE / "umockdev_client.py"), UNIQUE_ID.hex(), K_STICK.hex()]
         self._clients.append(Client(command, environment))
         return self._clients[-1]

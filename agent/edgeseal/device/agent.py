@@ -5,7 +5,6 @@ Nothing is opened before it is used; what only an update needs is imported there
 
 from __future__ import annotations
 
-import atexit
 import os
 import time
 from contextlib import contextmanager
@@ -93,21 +92,23 @@ class Agent:
 
     @cached_property
     def sources(self) -> list[Attached]:
-        """The configured sources of randomness, none of them started. Their devices are given back at exit."""
+        """The configured sources of randomness, none of them started. `close` gives their devices back."""
         from edgeseal.entropy.attach import attach
         from edgeseal.entropy.records import Records
 
         entropy = self.config.entropy
-        made = attach(
+        return attach(
             entropy.sources if entropy.policy != "off" else (),
             records=Records(self.directory / "entropy"),
             lab=entropy.lab,
             stick_keys=entropy.stick_keys,
             retry_failed=entropy.retry_failed_seconds,
         )
-        for source in made:
-            atexit.register(source.close)
-        return made
+
+    def close(self) -> None:
+        """Give back the devices that were opened. Called at the end of every command."""
+        for source in self.__dict__.get("sources", ()):  # not made only to be closed
+            source.close()
 
     @cached_property
     def mixer(self) -> Mixer:

@@ -11,6 +11,7 @@ import errno
 import json
 import os
 import sys
+from contextlib import closing
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -34,7 +35,8 @@ def main(argv: Sequence[str] | None = None) -> int:
         from edgeseal.device.agent import Agent
 
         agent = Agent(config.load(arguments.config), say=_say(arguments), progress=_progress(arguments))
-        return int(arguments.run(agent, arguments))
+        with closing(agent):
+            return int(arguments.run(agent, arguments))
     except EdgesealError as e:
         return _fail(e, arguments)
     except OSError as e:

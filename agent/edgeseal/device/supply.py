@@ -18,6 +18,7 @@ if TYPE_CHECKING:
     from edgeseal.device.agent import Agent
 
 PUBLISH_SECONDS: Final = 5.0
+_SETTLE: Final = 10.0  # seconds the first pass waits for a device that is there: its start-up test and calibration
 
 
 class NoSupply:
@@ -57,6 +58,7 @@ class Supply(NoSupply):
             clock=clock,
         )
         self._published = -PUBLISH_SECONDS
+        self._settled = False
 
     def start(self) -> None:
         """Start looking for the devices; returns at once."""
@@ -82,6 +84,7 @@ class Supply(NoSupply):
         """Feed the kernel for the pass that is about to start, and lend it a descriptor with its blocks."""
         from edgeseal.entropy.handed import hand_over
 
+        self._settle()
         if self._agent.config.entropy.feed_kernel:
             self._feeder.feed()
         fd = hand_over(self._sources)
@@ -89,6 +92,15 @@ class Supply(NoSupply):
             yield ["--entropy-fd", str(fd)], (fd,)
         finally:
             os.close(fd)
+
+    def _settle(self) -> None:
+        """Before the first pass, which may have a key to make, give devices that are there the time they need."""
+        if self._settled:
+            return
+        self._settled = True
+        ends = self._clock() + _SETTLE
+        for source in self._sources:
+            source.settle(ends - self._clock())
 
     def _publish(self) -> None:
         from edgeseal.entropy.published import publish

@@ -26,16 +26,21 @@ if TYPE_CHECKING:
     from edgeseal.entropy.reader import Attached
 
 BLOCKS: Final = 8  # of each source: two check-ins of two seeds each, a new key, and the one that only shows a change
+WAIT: Final = 0.25  # seconds; eight blocks are 2304 samples, 115 ms of our stick
 MAX_AGE: Final = 600.0  # seconds a pass may take before its blocks no longer count as fresh
 _MAX_MESSAGE: Final = 16_384  # bytes: the line and sixteen sources' worth of blocks; a pipe holds four times as much
 
 
 def hand_over(sources: Sequence[Attached], blocks: int = BLOCKS) -> int:
-    """Return the reading end of a pipe with blocks of every source; never waits for a source. Close it after use."""
+    """Return the reading end of a pipe with blocks of every source; the caller closes it.
+
+    Waits at most WAIT seconds for all of them together: a pool that has just been emptied fills up again in that time.
+    """
+    ends = time.monotonic() + WAIT
     described: list[dict[str, Any]] = []
     data = bytearray()
     for source in sources:
-        taken, reason = _taken(source, blocks)
+        taken, reason = _taken(source, blocks, ends)
         profile = source.profile
         described.append(
             {
@@ -73,11 +78,11 @@ def receive(fd: int) -> list[Handed]:
     return sources if boot == boot_id() else []
 
 
-def _taken(source: Attached, count: int) -> tuple[list[bytes], str]:
+def _taken(source: Attached, count: int, ends: float) -> tuple[list[bytes], str]:
     taken: list[bytes] = []
     try:
         while len(taken) < count:
-            taken.append(source.block(timeout=0))
+            taken.append(source.block(timeout=ends - time.monotonic()))
     except SourceError as e:
         return taken, e.message
     return taken, ""

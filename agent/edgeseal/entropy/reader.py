@@ -6,6 +6,9 @@ back is found without a restart, by a scan every 2 seconds that slows down to on
 
 A full pool is no reason to stop looking: every few seconds a short burst is read and judged, so that a lamp that dies
 is found before its blocks are used. Reading all the time would cost a Pi Zero a fifth of a core for nothing.
+
+The thread is no daemon and ends with the main thread: libusb crashes when its contexts are taken apart in a transfer,
+which pyusb's exit handlers do. Every call of a driver is bounded, so ending is too.
 """
 
 from __future__ import annotations
@@ -15,6 +18,8 @@ import logging
 import os
 import threading
 import time
+import traceback
+from pathlib import Path
 from typing import TYPE_CHECKING, Final
 
 from edgeseal.entropy.checks import Freshness
@@ -104,7 +109,7 @@ class Attached:
     def start(self) -> None:
         """Start the thread unless it runs, or this process is a fork of the one where it does."""
         if self._thread is None and os.getpid() == self._identity[0] and not self._stop.is_set():
-            self._thread = threading.Thread(target=self._run, name=f"entropy-{self.name}", daemon=True)
+            self._thread = threading.Thread(target=self._run, name=f"entropy-{self.name}")
             self._thread.start()
 
     def look(self) -> None:
@@ -121,18 +126,18 @@ class Attached:
             self.pool.await_block(timeout)
 
     def close(self) -> None:
-        """End the thread and give the device back; waits a second at most."""
+        """End the thread and give the device back. Waits for the driver's call that runs: a read, or once a sweep."""
         self._stop.set()
         self._wake.set()
         if self._thread is not None and self._thread is not threading.current_thread():
-            self._thread.join(_JOIN)
+            self._thread.join(CALIBRATION_TIMEOUT + _JOIN)
         self._end()
 
     # The thread ------------------------------------------------------------------------------------------------------
 
     def _run(self) -> None:
         wait = SCAN_FIRST
-        while not self._stop.is_set():
+        while not self._over():
             driver = self._acquire()
             if driver is not None:
                 wait = SCAN_FIRST
@@ -144,9 +149,20 @@ class Attached:
                     _close(driver)
             if self.monitor.state not in COMING:
                 self.pool.close(self._why())
-            self._stop.wait(wait)
+            self._pause(self._stop, wait)
             wait = min(2 * wait, SCAN_LAST)
         self._end()
+
+    def _over(self) -> bool:
+        """Whether the thread is to end: it was told so, or the main thread has ended without telling."""
+        return self._stop.is_set() or not threading.main_thread().is_alive()
+
+    def _pause(self, event: threading.Event, seconds: float) -> None:
+        """Wait until `event` is set, the time is over or the thread is to end."""
+        ends = time.monotonic() + seconds
+        while not self._over() and (left := ends - time.monotonic()) > 0:
+            if event.wait(min(left, READ_TIMEOUT)):
+                return
 
     def _end(self) -> None:
         self.pool.close("this source was closed")
@@ -192,7 +208,7 @@ class Attached:
         verdict = self.monitor.opened(driver.describe(), driver.profile, driver.symbols, calibrates=calibrates)
         next_sweep = self._clock() + RECALIBRATE
         self._damaged = 0
-        while self._follow(verdict) and not self._stop.is_set():
+        while self._follow(verdict) and not self._over():
             if (os.getpid(), boot_id()) != self._identity:
                 verdict = self.monitor.copied()
                 continue
@@ -222,8 +238,8 @@ class Attached:
         self._looked += 1
         if self._looked > BURST:
             self._looked = 0
+            self._pause(self._wake, IDLE)
             self._wake.clear()
-            self._wake.wait(IDLE)
 
     def _follow(self, verdict: Verdict) -> bool:
         """Do what a verdict says; return whether the device stays open."""
@@ -238,9 +254,12 @@ class Attached:
         return not verdict.close
 
     def _unexpected(self, e: Exception) -> None:
-        """Treat what no driver should raise as a lost device, and say what it was, once."""
-        self._log.note("surprise", f"unexpected {type(e).__name__}: {e}", logging.ERROR)
-        self._follow(self.monitor.failed_read(Gone(f"unexpected {type(e).__name__}"), self._clock()))
+        """Treat what no driver should raise as a lost device, and say once where it was; its text may hold anything."""
+        frames = traceback.extract_tb(e.__traceback__)
+        where = f" at {Path(frames[-1].filename).name}:{frames[-1].lineno}" if frames else ""
+        text = f"unexpected {type(e).__name__}{where}"
+        self._log.note("surprise", text, logging.ERROR)
+        self._follow(self.monitor.failed_read(Gone(text), self._clock()))
 
     def _why(self) -> str:
         now = self.monitor.snapshot
