@@ -22,13 +22,13 @@ from qrng.interface import Front
 if TYPE_CHECKING:
     import numpy.typing as npt
 
-# Levels in ADC codes of 3.0 V / 4096 (hw/qrng_stick, checked by test_stick_model.py).
+# Levels in ADC codes of 3.0 V / 4096 (hw/qrng_stick, compared in test_noise_model.py).
 CURRENTS: Final = (0.0, 2.5, 5.0, 10.0, 20.0)  # microampere at LED off, L1 to L4
-DARK_SIGMA: Final = 19.11
-SHOT_VARIANCE: Final = 552.4  # codes^2 per microampere
+DARK_SIGMA: Final = 17.38
+SHOT_VARIANCE: Final = 450.3  # codes^2 per microampere
 DARK_MONITOR: Final = 409.6  # bias of the transimpedance stage at the monitor, codes
 MONITOR: Final = 136.53  # codes per microampere
-LAG: Final = -0.031  # correlation of neighbours
+LAG: Final = -0.018  # correlation of neighbours
 MIDDLE: Final = 2048
 SIGMA: Final = math.sqrt(DARK_SIGMA**2 + SHOT_VARIANCE * CURRENTS[NOMINAL])
 SLOPE: Final = SHOT_VARIANCE / (16 * MONITOR)  # codes^2 per 1/16 code of the monitor, as calibration.Fit has it
