@@ -177,18 +177,31 @@ def qcnr_thermal_db(v: FrontEnd, current: float) -> float:
 _FOLD_POINTS = 1024
 
 
-def folded_density(v: FrontEnd, current: float, sample_rate: float, *, coupling: float = COUPLING) -> Real:
-    """Two-sided spectrum of the sampled quantum noise at `_FOLD_POINTS` midpoints of [0, fs/2), LSB^2 per sample.
+def folded(v: FrontEnd, density: Real, sample_rate: float) -> Real:
+    """Fold a density given on the grid of `frequencies()`: two-sided spectrum of the samples, LSB^2.
 
-    Sampling folds: S_d(f) = fs * sum over k of S(f + k fs), with S two-sided. Its mean over a period is the variance.
+    At `_FOLD_POINTS` midpoints of [0, fs/2): S_d(f) = fs * sum over k of S(f + k fs), with S two-sided. Its mean over
+    the interval is the variance.
     """
     grid = frequencies()
-    density = quantum_density(v, current, grid, coupling=coupling)
     base = (np.arange(_FOLD_POINTS) + 0.5) * (sample_rate / 2 / _FOLD_POINTS)
     first = np.arange(math.ceil(BAND[1] / sample_rate))[:, None] * sample_rate
     images = np.log(np.stack([first + base, first + sample_rate - base]))  # both edges fold onto `base`
-    folded: Real = np.interp(images, np.log(grid), density, right=0.0).sum(axis=(0, 1))
-    return folded * (sample_rate / 2) / v.lsb**2
+    total: Real = np.interp(images, np.log(grid), density, right=0.0).sum(axis=(0, 1))
+    return total * (sample_rate / 2) / v.lsb**2
+
+
+def folded_density(v: FrontEnd, current: float, sample_rate: float, *, coupling: float = COUPLING) -> Real:
+    """Fold the quantum noise alone."""
+    return folded(v, quantum_density(v, current, frequencies(), coupling=coupling), sample_rate)
+
+
+def autocorrelation(v: FrontEnd, current: float, sample_rate: float, lag: int) -> float:
+    """Correlation of two samples `lag` apart, all noise together: what a capture shows."""
+    grid = frequencies()
+    density = folded(v, shot_density(v, current, grid) + classical_density(v, grid), sample_rate)
+    phase = np.pi * (np.arange(_FOLD_POINTS) + 0.5) / _FOLD_POINTS
+    return float(np.mean(density * np.cos(phase * lag)) / np.mean(density))
 
 
 def innovation_rms(density: Real) -> float:

@@ -30,8 +30,9 @@ from hw.qrng_stick.values import (
 )
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from tests.sim import stickmodel
 
-from edgeseal.stick.calibration import QCNR_MIN_DB, SIGMA_MAX
+from edgeseal.stick import calibration, messages
 
 pytestmark = pytest.mark.unit
 
@@ -68,8 +69,10 @@ def test_min_entropy_of_the_design(rate: float, bits: float, sigma: float) -> No
 def test_the_board_meets_its_own_criteria() -> None:
     lit = model.levels(NOMINAL, NOMINAL_CURRENT)
     assert lit.qcnr_db >= 10
-    assert spread.limits(NOMINAL, spread.lit_rms).high <= SIGMA_MAX, "the agent would refuse a good board"
-    assert spread.limits(NOMINAL, spread.ratio_db).low >= QCNR_MIN_DB + 2, "nor may its light age into a refusal"
+    assert spread.limits(NOMINAL, spread.lit_rms).high <= calibration.SIGMA_MAX, "the agent would refuse a good board"
+    assert spread.limits(NOMINAL, spread.ratio_db).low >= calibration.QCNR_MIN_DB + 2, (
+        "nor may its light age into a refusal"
+    )
     assert model.phase_margin() >= 60
     assert model.ripple(NOMINAL, NOMINAL_CURRENT) < 0.5
     assert NOMINAL.bias + LEVELS[-1] * NOMINAL.r_f <= NOMINAL.supply - 0.3, "the brightest level must not clip"
@@ -241,6 +244,73 @@ def test_firmware_drives_this_board() -> None:
     assert duties(NOMINAL) == board.LEVELS
     assert NOMINAL.supply * 1000 == board.REFERENCE_MV
     assert pytest.approx(NOMINAL.pwm_frequency, rel=1e-3) == board.PWM_HZ
+
+
+def test_simulated_stick_has_this_boards_noise() -> None:
+    assert pytest.approx([1e6 * current for current in LEVELS]) == stickmodel.CURRENTS
+    assert pytest.approx(spread.dark_rms(NOMINAL), rel=0.002) == stickmodel.DARK_SIGMA
+    assert pytest.approx(spread.code_slope(NOMINAL), rel=0.002) == stickmodel.SHOT_VARIANCE
+    assert pytest.approx(spread.monitor_slope(NOMINAL), rel=0.002) == stickmodel.SLOPE
+    assert pytest.approx(spread.lit_rms(NOMINAL), rel=0.002) == stickmodel.SIGMA
+    assert pytest.approx(NOMINAL.bias / NOMINAL.lsb, rel=0.002) == stickmodel.DARK_MONITOR
+    assert pytest.approx(1e-6 * NOMINAL.r_f / NOMINAL.lsb, rel=0.002) == stickmodel.MONITOR
+    lag = model.autocorrelation(NOMINAL, NOMINAL_CURRENT, SAMPLE_RATE, 1)
+    assert pytest.approx(lag, abs=0.002) == stickmodel.LAG
+
+
+def sweep(board: FrontEnd, *, excess: float = 0.0, currents: tuple[float, ...] = LEVELS) -> list[messages.Record]:
+    """What a stick with this front end reports of a sweep; `excess`: intensity noise at L3, relative to shot noise."""
+    rng, count, records = np.random.default_rng(5), 8160, []
+    shot = model.levels(NOMINAL, NOMINAL_CURRENT).shot ** 2
+    for led, current in enumerate(currents):
+        variance = model.levels(board, current).total ** 2 + excess * shot * (current / NOMINAL_CURRENT) ** 2
+        codes = rng.normal(2048, math.sqrt(variance) / board.lsb, count).round().astype(np.int64)
+        monitor = (board.bias + current * board.r_f) / board.lsb * 16
+        records.append(
+            messages.Record(
+                led=led,
+                count=count,
+                total=int(codes.sum()),
+                squares=int((codes**2).sum()),
+                products=int((codes[1:] * codes[:-1]).sum()),
+                v_dc=round(monitor),
+                saturated=0,
+                low=int(codes.min()),
+                high=int(codes.max()),
+            )
+        )
+    return records
+
+
+BASELINE = calibration.Baseline(slope=spread.monitor_slope(NOMINAL), off=spread.dark_rms(NOMINAL) ** 2)
+
+
+def test_the_agent_measures_what_the_model_says() -> None:
+    fitted = calibration.fit(sweep(NOMINAL), 3)
+    assert not calibration.faults(fitted, BASELINE)
+    assert fitted.b == pytest.approx(spread.monitor_slope(NOMINAL), rel=0.08)
+    assert fitted.qcnr_db == pytest.approx(model.levels(NOMINAL, NOMINAL_CURRENT).qcnr_db, abs=0.5)
+    assert fitted.sigma == pytest.approx(spread.lit_rms(NOMINAL), rel=0.03)
+
+
+@pytest.mark.parametrize(
+    ("board", "excess", "fault"),
+    [
+        (replace(NOMINAL, r_f=30e3), 0.0, calibration.QCNR),
+        (replace(NOMINAL, r_fb=20e3), 0.0, calibration.SLOPE),
+        (spread.varied(NOMINAL, "op_amp.voltage_noise", 3.0), 0.0, calibration.OFF_VARIANCE),
+        (NOMINAL, 1.0, calibration.EXCESS),
+        (replace(NOMINAL, r_fb=36e3), 0.0, calibration.OPERATING_POINT),
+    ],
+    ids=["resistor-too-small", "gain-too-small", "noisy-op-amp", "noisy-led", "gain-too-large"],
+)
+def test_the_agent_refuses_a_board_that_is_not_this_one(board: FrontEnd, excess: float, fault: str) -> None:
+    assert fault in calibration.faults(calibration.fit(sweep(board, excess=excess), 3), BASELINE)
+
+
+def test_the_agent_refuses_a_dim_stick() -> None:
+    dim = tuple(current / 4 for current in LEVELS)
+    assert calibration.QCNR in calibration.faults(calibration.fit(sweep(NOMINAL, currents=dim), 3), BASELINE)
 
 
 def test_values_are_written_as_people_write_them() -> None:
