@@ -53,6 +53,7 @@ class Device:
     ids = (0, 0)
     release = 0x0100
     device_class = 0
+    power = 50  # bMaxPower, in 2 mA
     strings: tuple[str | None, ...] = (None,)  # index 0 is unused
     names = (0, 0, 0)  # iManufacturer, iProduct, iSerialNumber
     interface = (0xFF, 0x00, 0x00, 0)  # class, subclass, protocol, iInterface
@@ -73,7 +74,7 @@ class Device:
     def configuration(self) -> bytes:
         """The configuration descriptor as the device would send it."""
         body = self._interface(0, self.interface, self.endpoints) + b"".join(self.extra_interfaces)
-        head = struct.pack("<BBHBBBBB", 9, 2, 9 + len(body), 1 + len(self.extra_interfaces), 1, 0, 0x80, 50)
+        head = struct.pack("<BBHBBBBB", 9, 2, 9 + len(body), 1 + len(self.extra_interfaces), 1, 0, 0x80, self.power)
         return head + body
 
     def control(self, kind: int, request: int, value: int, index: int, data: bytes, length: int) -> bytes:  # noqa: ARG002
@@ -253,8 +254,9 @@ class Bus(usb.backend.IBackend):  # type: ignore[misc]  # pyusb has no types
 
     def bulk_write(self, handle: Handle, ep: int, _intf: int, data: array[int], timeout: int) -> int:
         self._transfer(handle.device, timeout, faults=(HANG, UNPLUG, STALL))
-        handle.device.bulk_out(ep, data.tobytes())
-        return len(data)
+        taken = data.tobytes()[: len(data) // 2 if handle.device.fault == SHORT else None]
+        handle.device.bulk_out(ep, taken)
+        return len(taken)
 
     def _transfer(self, device: Device, timeout: int, *, faults: tuple[str, ...]) -> None:
         if timeout <= 0:

@@ -234,6 +234,7 @@ def test_qcicada_recovers_from_a_short_answer(plug: Plug) -> None:
     with pytest.raises(Hung, match="256 of 512"):
         driver.read(timeout=0.2)
     model.noise = real
+    model.send(bytes(256))  # the rest, late: it must not pass for the next answer
     assert bytes(driver.read(timeout=TIMEOUT).samples) == model.sent[-1]
 
 
@@ -379,6 +380,9 @@ def test_hwrng_reads_without_blocking(tmp_path: Path) -> None:
     driver = hwrng.HwRng(Description("hwrng", str(fifo)), Options())
     writer = os.open(fifo, os.O_WRONLY)
     with pytest.raises(Hung, match="0 of 256"):
+        driver.read(timeout=0.01)
+    os.write(writer, bytes(100))
+    with pytest.raises(Hung, match="100 of 256"):
         driver.read(timeout=0.01)
     os.write(writer, bytes(range(256)))
     reading = driver.read(timeout=TIMEOUT)

@@ -188,10 +188,9 @@ def test_frames_from_before_the_nonce_are_passed_over() -> None:
     for _ in range(30):
         model.next_frame()
     old = model.next_frame()
-    bus = Bus(model)
-    [found] = detect.scan(bus, ports=list, kernel=lambda: None)
-    driver = found.open(PAIRED)
-    model.buffer += old
+    model.pending = [(0x81, old)] * 5  # drained before the nonce
+    driver = opened(model)
+    model.buffer += old  # and one that was under way after it
     assert driver.read(timeout=TIMEOUT).samples == model.taken[-1]
 
 

@@ -151,6 +151,14 @@ def test_infinite_noise_too_slow_is_not_used() -> None:
     assert len(samples(driver)) == 512
 
 
+def test_clocks_that_the_chip_took_half_of() -> None:
+    model = InfiniteNoise()
+    driver = opened(model)
+    model.fault = usbmodel.SHORT
+    with pytest.raises(Hung, match="took 256 of 512"):
+        driver.read(timeout=TIMEOUT)
+
+
 @given(st.binary(max_size=600))
 def test_infinite_noise_parser(pins: bytes) -> None:
     bits = infnoise.extract(pins)
@@ -326,6 +334,7 @@ STICK_CHANGES: list[Callable[[Stick], Any]] = [
     lambda m: setattr(m, "interface", (0xFF, 0x51, 0x02, 4)),
     lambda m: setattr(m, "interface", (0xFF, 0x51, 0x01, 0)),  # no name for the interface
     lambda m: setattr(m, "release", 0x0200),
+    lambda m: setattr(m, "power", 250),
     lambda m: setattr(m, "strings", (None, "edgesea1", *m.strings[2:])),
     lambda m: setattr(m, "strings", (*m.strings[:3], "not hexadecimal!", m.strings[4])),
     lambda m: setattr(m, "strings", (*m.strings[:3], "0" * 16, m.strings[4])),  # GET_INFO says another
@@ -351,8 +360,14 @@ def test_unpinned_profile_would_take_the_keyboard(monkeypatch: pytest.MonkeyPatc
 
 def test_scan_lists_what_it_knows_and_leaves_cables_alone() -> None:
     bus = Bus(SerialCable(), *(kind() for kind in MODELS))
-    kinds = [f.description.kind for f in scan(bus)]
-    assert kinds == ["edgeseal-qrng", "chaoskey", "quantis-usb", "infinite-noise", "comscire"]
+    found = scan(bus)
+    assert [f.description.kind for f in found] == [
+        "edgeseal-qrng",
+        "chaoskey",
+        "quantis-usb",
+        "infinite-noise",
+        "comscire",
+    ]
     assert (bus.opened, bus.claimed) == (0, set())
 
 
