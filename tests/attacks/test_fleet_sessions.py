@@ -189,6 +189,7 @@ def test_restored_registry_kills_recorded_requests(world: World, tmp_path: Path)
     for leftover in world.data.path.glob("fleet.db*"):
         leftover.unlink()
     shutil.copy(backup, world.data.database)
+    world.data.database.chmod(0o600)
     assert run("fleet", "restored", "--data", str(world.data.path)).returncode == 0
     with serving(world.data.path) as server:
         assert recorded.open_reply(FleetExchange(server.base)(recorded.m1)).status is Status.STALE

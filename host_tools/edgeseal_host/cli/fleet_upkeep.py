@@ -10,9 +10,9 @@ from typing import TYPE_CHECKING
 
 import click
 
-from edgeseal.durable import locked
 from edgeseal_host.cli import output
 from edgeseal_host.cli.fleet import data_option
+from edgeseal_host.fleet import preflight
 from edgeseal_host.fleet.data import DataDirectory
 from edgeseal_host.fleet.rings import RINGS
 
@@ -57,8 +57,7 @@ def rotate_online_keys(data: Path, force: bool) -> None:  # noqa: FBT001 - click
 def rotate_data_key(data: Path) -> None:
     """Seal the registry's secrets with a new key (stop the server first); the former is destroyed."""
     directory = DataDirectory(data)
-    directory.url()
-    with locked(data / "serve.lock"):
+    with preflight.alone(directory):
         count = directory.rotate_data_key()
     next_ = "back up database and secrets again: earlier copies of the database open with the former key only"
     output.emit({"sealed": count, "next": next_}, f"{count} secrets sealed with a new key\nnext: {next_}")
@@ -68,13 +67,22 @@ def rotate_data_key(data: Path) -> None:
 @data_option
 @output.json_option
 def restored(data: Path) -> None:
-    """Tell a registry that came from a backup that devices have counted on since (stop the server first)."""
+    """Bring a registry that came from a backup up to date (stop the server first).
+
+    Devices have counted on since, and more may have been published: it is taken over from the public files, but for
+    the content keys.
+    """
     directory = DataDirectory(data)
-    directory.url()
-    with locked(data / "serve.lock"), directory.open() as fleet:
+    with preflight.alone(directory), directory.open() as fleet:
         devices = fleet.registry.after_restore()
-    text = f"{devices} devices will resynchronise at their next exchange; ignore clone alarms until then"
-    output.emit({"devices": devices}, text)
+        taken = fleet.publisher.catch_up() or {}
+    changed, without_key = taken.get("changed", []), taken.get("without_key", [])
+    lines = [f"{devices} devices will resynchronise at their next exchange; ignore clone alarms until then"]
+    if changed:
+        lines.append(f"taken over from the public files: {', '.join(changed)}")
+    if without_key:
+        lines.append(f"their keys must be sent again (edgeseal bundle publish): {', '.join(without_key)}")
+    output.emit({"devices": devices, "changed": changed, "without_key": without_key}, "\n".join(lines))
 
 
 @click.command()
@@ -86,8 +94,7 @@ def upgrade(data: Path) -> None:
     from edgeseal_host.fleet.upgrade import upgrade as run
 
     directory = DataDirectory(data)
-    directory.url()
-    with locked(data / "serve.lock"):
+    with preflight.alone(directory):
         found, copy = run(directory.database)
     result = {"from": found, "to": schema.SCHEMA_VERSION, "copy": None if copy is None else str(copy)}
     done = f"upgraded from schema {found} to {schema.SCHEMA_VERSION}; the former registry is {copy}"

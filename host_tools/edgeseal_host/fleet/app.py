@@ -255,6 +255,10 @@ class _Routes:
                 if len(buffer) >= _BUFFER:
                     await self._service.in_thread(incoming.write, bytes(buffer))
                     buffer.clear()
+        except OSError:
+            async for _ in bodies.pieces(request):
+                pass  # answer after the body: a client that is still writing would see a reset, not the answer
+            raise
         finally:
             await self._service.in_thread(incoming.write, bytes(buffer))
 

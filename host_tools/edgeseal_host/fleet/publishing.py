@@ -15,7 +15,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Final
 
 import sqlalchemy as sa
-from tuf.api.metadata import Root, Snapshot, T, Targets, Timestamp
+from tuf.api.metadata import Root, Snapshot, Timestamp
 
 from edgeseal.contentkey import check_commitment, unwrap
 from edgeseal.errors import FormatError, IntegrityError, NotAuthorisedError, RefusedError
@@ -24,6 +24,7 @@ from edgeseal.table import open_pinned
 from edgeseal_host.fleet.objects import TIMESTAMP
 from edgeseal_host.fleet.online_keys import ROLES, OnlineKeys
 from edgeseal_host.fleet.schema import metadata_file, release
+from edgeseal_host.fleet.served_state import ahead, load, store, store_only, store_state, version
 from edgeseal_host.repository import metadata, online
 from edgeseal_host.repository.verify import Published, Verified, trust_root, verify_publication
 
@@ -99,7 +100,7 @@ class Publisher:
                     hint="publish the next root version: edgeseal repo publish; it must be signed by the old one",
                 )
             with self._registry.durably() as connection:
-                _store(connection, "root", root.version, data)
+                store(connection, "root", root.version, data)
             self._objects.write_file(metadata.metadata_file("root", root.version), data)
         return root.version
 
@@ -141,11 +142,11 @@ class Publisher:
             if old:
                 roles = {"targets": current.targets, **current.roles}
                 snapshot = online.sign_snapshot(root, roles, current.snapshot, signer=signers["snapshot"], now=now)
-                self._objects.write_file(metadata.metadata_file("snapshot", _version(snapshot, Snapshot)), snapshot)
+                self._objects.write_file(metadata.metadata_file("snapshot", version(snapshot, Snapshot)), snapshot)
             timestamp = online.sign_timestamp(root, snapshot, current.timestamp, signer=signers["timestamp"], now=now)
             with self._registry.durably() as connection:
-                _store_only(connection, "snapshot", _version(snapshot, Snapshot), snapshot)
-                _store_only(connection, "timestamp", _version(timestamp, Timestamp), timestamp)
+                store_only(connection, "snapshot", version(snapshot, Snapshot), snapshot)
+                store_only(connection, "timestamp", version(timestamp, Timestamp), timestamp)
             self._objects.write_file(TIMESTAMP, timestamp)
             return ["snapshot", "timestamp"] if old else ["timestamp"]
 
@@ -164,6 +165,28 @@ class Publisher:
             if roots:
                 newest = max(roots, key=lambda row: row.version)
                 self._keys.settle(metadata.read(newest.data, Root, what="root.json").signed)
+
+    def is_behind(self) -> bool:
+        """Whether more was published from here than the registry knows: it came from a backup."""
+        current = self.published()
+        return current is not None and ahead(self._objects, current) is not None
+
+    def catch_up(self) -> dict[str, Any] | None:
+        """Take over what was published from here after the registry's backup; None if there is nothing.
+
+        Returns what `publish` does: content keys that came after the backup are missing. Raises RefusedError and its
+        kinds if the public files do not stand up to the checks of a publication.
+        """
+        with self._lock:
+            current = self.published()
+            served = None if current is None else ahead(self._objects, current)
+            if current is None or served is None:
+                return None
+            verified = verify_publication(current, served.publication, now=self._clock(), has_file=self._has_target)
+            self._signers(verified.root.signed)
+            state = served.state(verified)
+            self._place(state, current, verified, self._releases(verified, {}))
+            return self._summary(state, verified)
 
     # Checks --------------------------------------------------------------------------------------------------------
 
@@ -251,12 +274,12 @@ class Publisher:
             if name not in roots:
                 self._objects.write_file(name, data)
         if state.snapshot is not None and state.snapshot != current.snapshot:
-            name = metadata.metadata_file("snapshot", _version(state.snapshot, Snapshot))
+            name = metadata.metadata_file("snapshot", version(state.snapshot, Snapshot))
             self._objects.write_file(name, state.snapshot)
         with self._registry.durably() as connection:
-            for version, data in verified.new_roots.items():
-                _store(connection, "root", version, data)
-            _store_state(connection, state)
+            for number, data in verified.new_roots.items():
+                store(connection, "root", number, data)
+            store_state(connection, state)
             self._store_releases(connection, releases)
         for name, data in roots.items():
             self._objects.write_file(name, data)
@@ -288,45 +311,9 @@ class Publisher:
         versions = {"root": verified.root.signed.version, "targets": verified.targets.signed.version}
         versions |= {name: role.signed.version for name, role in verified.roles.items()}
         if state.snapshot is not None and state.timestamp is not None:
-            versions["snapshot"] = _version(state.snapshot, Snapshot)
-            versions["timestamp"] = _version(state.timestamp, Timestamp)
+            versions["snapshot"] = version(state.snapshot, Snapshot)
+            versions["timestamp"] = version(state.timestamp, Timestamp)
         return {"changed": sorted(verified.changed), "versions": versions, "without_key": without}
-
-
-def load(connection: sa.Connection) -> Published | None:
-    """Return what is published; None before a root is trusted."""
-    latest: dict[str, bytes] = {}
-    for row in connection.execute(sa.select(metadata_file).order_by(metadata_file.c.version)):
-        latest[row.role] = row.data
-    if "root" not in latest:
-        return None
-    top = {name: latest.pop(name, None) for name in ("targets", "snapshot", "timestamp")}
-    root = latest.pop("root")
-    return Published(root, top["targets"], latest, top["snapshot"], top["timestamp"])
-
-
-def _store(connection: sa.Connection, role: str, version: int, data: bytes) -> None:
-    connection.execute(sa.insert(metadata_file).values(role=role, version=version, data=data))
-
-
-def _store_only(connection: sa.Connection, role: str, version: int, data: bytes) -> None:
-    connection.execute(sa.delete(metadata_file).where(metadata_file.c.role == role))
-    _store(connection, role, version, data)
-
-
-def _store_state(connection: sa.Connection, state: Published) -> None:
-    """Replace everything but the roots; a role that is delegated no more goes."""
-    connection.execute(sa.delete(metadata_file).where(metadata_file.c.role != "root"))
-    for role, data in {"targets": state.targets, **state.roles}.items():
-        if data is not None:
-            _store(connection, role, _version(data, Targets), data)
-    if state.snapshot is not None and state.timestamp is not None:
-        _store(connection, "snapshot", _version(state.snapshot, Snapshot), state.snapshot)
-        _store(connection, "timestamp", _version(state.timestamp, Timestamp), state.timestamp)
-
-
-def _version(data: bytes, kind: type[T]) -> int:
-    return metadata.read(data, kind, what=f"{kind.type}.json").signed.version
 
 
 def _hardware(custom: Mapping[str, object], path: str) -> str:

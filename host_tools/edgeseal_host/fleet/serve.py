@@ -6,15 +6,16 @@ SIGTERM or SIGINT stop it after running requests have ended; SIGHUP has it read 
 from __future__ import annotations
 
 import asyncio
+import errno
 import logging
 import signal
 import socket
 from typing import TYPE_CHECKING, Final
 
-from edgeseal.durable import locked, write_atomic
-from edgeseal.errors import EdgesealError, UsageError
+from edgeseal.durable import write_atomic
+from edgeseal.errors import EdgesealError, RefusedError, UsageError
 from edgeseal.session import selftest
-from edgeseal_host.fleet import logs
+from edgeseal_host.fleet import logs, preflight
 from edgeseal_host.fleet.service import Service
 
 try:
@@ -27,12 +28,17 @@ except ImportError as e:
 if TYPE_CHECKING:
     from pathlib import Path
 
-    from edgeseal_host.fleet.data import DataDirectory
+    from edgeseal_host.fleet.data import DataDirectory, Fleet
     from edgeseal_host.fleet.tls import TlsFiles
 
 GRACE_SECONDS: Final = 10  # running requests may end; then the process does
 KEEP_ALIVE_SECONDS: Final = 15
 BACKLOG: Final = 2048
+_HINTS: Final = {
+    errno.EADDRINUSE: "is another server running there? --listen HOST:0 picks a free port",
+    errno.EADDRNOTAVAIL: "this machine does not have that address; 0.0.0.0 or [::] listens on all it has",
+    errno.EACCES: "ports below 1024 are for root: choose a higher one, and put a proxy in front of it",
+}
 logger = logging.getLogger("edgeseal.fleet")
 
 
@@ -40,14 +46,16 @@ def serve(data: DataDirectory, *, listen: str, ready_file: Path | None, tls: Tls
     """Serve until told to stop; `ready_file` gets the base address once requests are answered.
 
     Raises UsageError for a bad or busy address or TLS files that cannot be used, TemporaryError if another process
-    serves this directory.
+    serves this directory or its disk is full, NotAuthorisedError for wrong owners or modes, RefusedError for a registry
+    that came from a backup.
     """
     logs.configure()
-    data.url()  # says clearly when this is no fleet server's directory
     if tls is not None:
         tls.check()
-    selftest.run()
-    with locked(data.path / "serve.lock"), data.open() as fleet, _socket(listen) as listener:
+    with preflight.alone(data), data.open() as fleet, _socket(listen) as listener:
+        selftest.run()
+        preflight.check_space(data)
+        _check_not_restored(fleet)
         config = uvicorn.Config(
             make_app(Service(fleet)),
             loop="uvloop",
@@ -75,6 +83,15 @@ def serve(data: DataDirectory, *, listen: str, ready_file: Path | None, tls: Tls
         if not server.started:
             raise EdgesealError("the fleet server could not start", hint="its log above says why")
     logs.event(logger, "stopped")
+
+
+def _check_not_restored(fleet: Fleet) -> None:
+    """Refuse to hand out older metadata than before, and to accept requests that were recorded since the backup."""
+    if fleet.publisher.is_behind():
+        raise RefusedError(
+            "the registry is older than what was published from here: it came from a backup",
+            hint=f"edgeseal fleet restored --data {fleet.data.path} puts that right, then serve again",
+        )
 
 
 class _Server(uvicorn.Server):
@@ -120,9 +137,7 @@ def _socket(listen: str) -> socket.socket:
         listener.listen(BACKLOG)
     except OSError as e:
         listener.close()
-        raise UsageError(
-            f"cannot listen on {listen}: {e.strerror or e}", hint="is another server running there?"
-        ) from e
+        raise UsageError(f"cannot listen on {listen}: {e.strerror or e}", hint=_HINTS.get(e.errno or 0)) from e
     return listener
 
 
