@@ -1,4 +1,4 @@
-"""The firmware's own core over its noise model, through driver, monitor, conditioner and mixer: every fault, end to end.
+"""The firmware's own core over its noise model, through driver, monitor and mixer: every fault, from end to end.
 
 What sends is what the chip would run; what reads is what the device runs. Only the wire and the noise are made up.
 """
