@@ -11,7 +11,7 @@ Not here: library exceptions. Code that calls a library turns what it expects in
     ├── NotAuthorisedError      4  the operator: this device, key or token is not entitled
     ├── TemporaryError          5  nobody: try again later (network, lock, disk full)
     │   ├── NoSpaceError           free some space first
-    │   └── EntropyError        7  attach the source of randomness that policy demands (edgeseal.entropy)
+    │   └── EntropyError        7  attach the source of randomness that policy demands
     └── IncompatibleError       6  an update of edgeseal, or another device: the bytes are good but not for here
 """
 
@@ -86,6 +86,12 @@ class TemporaryError(EdgesealError):
 
 class NoSpaceError(TemporaryError):
     """Not enough free disk or memory; names how much is needed and how much is there."""
+
+
+class EntropyError(TemporaryError):
+    """The randomness that policy demands is not to be had; nothing was made. A code of its own: scripts wait for it."""
+
+    exit_code = 7
 
 
 class IncompatibleError(EdgesealError):

@@ -21,7 +21,7 @@ from typing import TYPE_CHECKING, Final
 
 from edgeseal.entropy.checks import Freshness
 from edgeseal.entropy.source import BLOCK_LENGTH, Judged, Source, SourceError
-from edgeseal.errors import TemporaryError
+from edgeseal.errors import EntropyError
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
@@ -30,12 +30,6 @@ _DOMAIN: Final = b"edgeseal/entropy/v1"
 MIX_WAIT: Final = 0.25  # seconds a draw may be held up when the source is only a welcome addition
 REQUIRE_WAIT: Final = 30.0  # start-up test and calibration of a slow stick
 OS_RECORD: Final = "os: getrandom"
-
-
-class EntropyError(TemporaryError):
-    """The randomness that policy demands is not to be had; nothing was made. A code of its own: scripts wait for it."""
-
-    exit_code = 7
 
 
 class Policy(StrEnum):
