@@ -22,7 +22,7 @@ from edgeseal.durable import fsync_directory, write_atomic
 from edgeseal.errors import FormatError, IncompatibleError, IntegrityError, NotAuthorisedError, UsageError
 from edgeseal.session.device import Generation, Identity
 from edgeseal.session.messages import lock, u64, unlock
-from edgeseal.slots import TwoSlots
+from edgeseal.slots import NoneSoundError, TwoSlots
 from edgeseal.suite import extract
 
 if TYPE_CHECKING:
@@ -35,6 +35,7 @@ CREDENTIAL_NAME: Final = "edgeseal.at-rest"
 MAX_CREDENTIAL: Final = 4096
 _HEADER_LENGTH: Final = len(MAGIC) + 2 + 8
 _WITH_CREDENTIAL: Final = 1
+_ENROL_AGAIN: Final = "if the card is worn out replace it; then enrol this device again (edgeseal-agent enrol request)"
 _LOCK_SUITE: Final = 1  # ChaCha20-Poly1305: no AES instructions needed
 
 Lines = Annotated[list[str], msgspec.Meta(max_length=16)]
@@ -231,7 +232,10 @@ class KeyStore:
     # Content keys ------------------------------------------------------------------------------------------------
 
     def content_keys(self) -> dict[Key, ContentKey]:
-        """Return the content keys held, by (model, release)."""
+        """Return the content keys held, by (model, release).
+
+        Raises NoneSoundError if they are lost; `keep_content_keys` may then be given what the fleet grants again.
+        """
         slot = self._keys.read()
         if slot is None:
             return {}
@@ -241,15 +245,22 @@ class KeyStore:
     def keep_content_keys(self, keys: Iterable[ContentKey]) -> None:
         """Hold exactly these keys; no copy of any other remains."""
         new = {(k.model, k.release): k for k in keys}
-        held = self.content_keys()
+        try:
+            held = self.content_keys()
+        except NoneSoundError:
+            held = None
         if new != held:
             message = _ContentKeys(FORMAT, [new[k] for k in sorted(new)])
-            self._keys.write(cbor.encode(cbor.to_map(message)), everywhere=bool(held.keys() - new.keys()))
+            everywhere = held is None or bool(held.keys() - new.keys())
+            self._keys.write(cbor.encode(cbor.to_map(message)), everywhere=everywhere)
 
     # Sealing -----------------------------------------------------------------------------------------------------
 
     def _stored(self) -> _Identity:
-        slot = self._identity.read()
+        try:
+            slot = self._identity.read()
+        except NoneSoundError as e:
+            raise NoneSoundError(e.message, hint=e.hint or _ENROL_AGAIN) from e
         if slot is None:
             raise NotAuthorisedError(
                 "this device is not enrolled",

@@ -22,6 +22,10 @@ MAX_LENGTH: Final = 4 * 2**20
 _Mark = tuple[int, int, int]  # inode, time and size: each write makes a new file
 
 
+class NoneSoundError(IntegrityError):
+    """Both copies are damaged: what was in them is lost."""
+
+
 @dataclass(frozen=True, slots=True)
 class Slot:
     """The newest sound slot; `damaged` says that the other one is there and is not sound."""
@@ -57,9 +61,10 @@ class TwoSlots:
     def read(self) -> Slot | None:
         """Return the newest sound slot, None if neither exists.
 
-        Raises IntegrityError if there is something but none of it is sound, or if this process has seen a newer one: a
-        read error in the middle of a pass must not undo what the pass has done. OSError for a disk that fails otherwise
-        than in the blocks of a slot. Files that have not changed since are not read again: a pass asks a dozen times.
+        Raises NoneSoundError if there is something but none of it is sound, IntegrityError if this process has seen a
+        newer one: a read error in the middle of a pass must not undo what the pass has done. OSError for a disk that
+        fails otherwise than in the blocks of a slot. Files that have not changed since are not read again: a pass asks
+        a dozen times.
         """
         marks = [_mark(path) for path in self._paths]
         if self._last is None or self._last[0] != marks:
@@ -93,7 +98,7 @@ class TwoSlots:
             self._seen = sequence
             return Slot(sequence, payload, damaged=bool(faults))
         if faults:
-            raise IntegrityError(f"{self._name}: no copy of it is sound: {faults[0].message}", hint=faults[0].hint)
+            raise NoneSoundError(f"{self._name}: no copy of it is sound: {faults[0].message}", hint=faults[0].hint)
         return None
 
     def write(self, payload: bytes, *, everywhere: bool = False) -> None:

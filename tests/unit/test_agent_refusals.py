@@ -217,9 +217,10 @@ def test_old_report_without_a_problem_is_read(world: World) -> None:
     fleet, device = world
     one_pass(device)
     whole = fleet.reports[0].to_bytes()
-    former = dict(enumerate(cbor.decode(whole, max_length=20_000).values()))  # type: ignore[union-attr]
-    assert former.pop(10) == ""
-    assert Report.from_bytes(cbor.encode(former)) == fleet.reports[0]
+    fields = enumerate(cbor.decode(whole, max_length=20_000).values())  # type: ignore[union-attr]
+    former = Report.from_bytes(cbor.encode({key: value for key, value in fields if key < 10}))
+    assert former.problem == ""
+    assert former.metadata == fleet.reports[0].metadata
 
 
 def test_operator_sees_the_reason(tmp_path: Path) -> None:

@@ -15,6 +15,7 @@ from edgeseal.servers import TARGET_PATH, FleetServers
 from edgeseal.session import selftest
 from edgeseal.session.device import Device, ServerKeyUnknownError
 from edgeseal.session.messages import Reply, Status
+from edgeseal.slots import NoneSoundError
 from edgeseal.suite import PrivateKey, suite
 from edgeseal.transport.x1 import FleetExchange
 
@@ -224,13 +225,22 @@ def _keep_keys(agent: Agent, trust: Trust, orders: Orders, now: int) -> None:
     the fleet assigns some release of its model, or a reboot half-way through an update would leave neither. A fleet
     that is silent ends nothing: this runs only when it has answered.
     """
-    held, models = agent.keys.content_keys(), agent.state().models
+    held, models = _held(agent), agent.state().models
     granted = {(g.model, g.release): ContentKey(g.model, g.release, g.ck, g.not_after) for g in orders.keys}
     serving = {(a.model, m.current.release) for a in orders.assignments if (m := models.get(a.model)) and m.current}
     kept = {
         key: ck for key, ck in held.items() if (ck.not_after > now or key in serving) and _still_listed(trust, *key)
     }
     agent.keys.keep_content_keys({**kept, **granted}.values())
+
+
+def _held(agent: Agent) -> dict[tuple[str, int], ContentKey]:
+    """Return the keys held; none if both copies are damaged, since the fleet has just granted what is needed."""
+    try:
+        return agent.keys.content_keys()
+    except NoneSoundError as e:
+        agent.say(f"{e}; going on with the keys that the fleet has granted")
+        return {}
 
 
 def _still_listed(trust: Trust, model: str, release: int) -> bool:
