@@ -140,6 +140,56 @@ def test_nothing_is_uploaded_when_nothing_could_go(world: Publisher) -> None:
     assert stored(world) == before
 
 
+# Whose token was revoked ---------------------------------------------------------------------------------------------
+
+
+def new_token(world: Publisher, name: str, scope: str) -> tuple[str, Path]:
+    out = world.place / name
+    made = ok("fleet", "token", "new", "--data", world.place / "fleet", "--scope", scope, "--out", out)
+    return made["id"], out
+
+
+def with_token(words: tuple[object, ...], token: Path) -> list[object]:
+    """Return the same command with another token."""
+    out = list(words)
+    out[out.index("--token") + 1] = token
+    return out
+
+
+def test_revoked_publisher_token_sends_nothing_and_loses_nothing(world: Publisher) -> None:
+    id_, token = new_token(world, "publish.token", "publish")
+    publish = world.publish_arguments(world.build(1))
+    ok("fleet", "token", "revoke", id_, "--data", world.place / "fleet")
+    before, secret = stored(world), token.read_text().strip()
+    said = refused(4, *with_token(publish, token))
+    assert "unknown, wrong or revoked" in said
+    assert secret not in said
+    assert secret.split("_")[2] not in said
+    assert stored(world) == before
+    listed = ok("fleet", "token", "list", "--data", world.place / "fleet")["tokens"]
+    assert [t["revoked"] for t in listed if t["id"] == id_] == [True]
+    _, fresh = new_token(world, "fresh.token", "publish")
+    assert ok(*with_token(publish, fresh))["release"] == 1
+
+
+def test_token_of_another_scope_publishes_nothing(world: Publisher) -> None:
+    _, token = new_token(world, "operate.token", "operate")
+    before = stored(world)
+    assert "needs publish" in refused(4, *with_token(world.publish_arguments(world.build(1)), token))
+    assert stored(world) == before
+
+
+@pytest.mark.parametrize("command", ["repo publish", "device list", "device show press-7", "fleet assignments"])
+def test_revoked_token_at_every_other_door(world: Publisher, command: str) -> None:
+    id_, token = new_token(world, "admin.token", "admin")
+    ok("fleet", "token", "revoke", id_, "--data", world.place / "fleet")
+    ok("repo", "stage", world.repo, "--renew", f"model-{MODEL}", *world.keys)
+    ok("repo", "sign", world.repo, "--key", "publisher", *world.keys)
+    words = [*command.split(), *([world.repo] if command.startswith("repo") else [])]
+    assert "revoked" in refused(4, *words, "--to", world.base, "--token", token)
+    assert f"model-{MODEL}" in RepositoryDirectory(world.repo).staged()
+
+
 # To a directory ------------------------------------------------------------------------------------------------------
 
 
