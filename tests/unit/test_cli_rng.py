@@ -301,7 +301,10 @@ def test_capture_then_assess(world: World) -> None:
     assert 4 < found["assessed"] < 7
     code, text = world("assess", world.place / "x.bin")
     assert "claimed by the driver: 4 bits a sample: borne out" in text
-    assert "four predictors" in text
+    assert "its figure may be lower" in text
+    assert [e["name"] for e in found["literal"]][3:] == ["multi-mcw", "lag", "multi-mmc", "lz78y"]
+    code, found = world.json("assess", world.place / "x.bin", "--quick")
+    assert len(found["literal"]) == 3
 
 
 def test_a_source_worse_than_its_claim_ends_assess_with_one(world: World) -> None:

@@ -37,6 +37,7 @@ def add(commands: Any, common: argparse.ArgumentParser, run: Callable[..., int])
     assess = step("assess", "estimate the min-entropy of a capture (SP 800-90B, 6.3)")
     assess.add_argument("file", type=Path, metavar="FILE", help="one sample a byte, as `rng capture` writes them")
     assess.add_argument("--bits", type=int, choices=range(1, 9), metavar="N", help="bits a sample (from FILE's record)")
+    assess.add_argument("--quick", action="store_true", help="leave the four predictors out")
     acknowledge = step("acknowledge", "let a device that failed be used again, after you have looked at it")
     acknowledge.add_argument("device", nargs="?", metavar="DEVICE", help="its name, or the first letters of it")
 

@@ -1,9 +1,10 @@
 """Min-entropy estimates of SP 800-90B §6.3 in pure Python: an honest first look at a capture, not a validation.
 
-Six of the standard's ten: most common value, collision, Markov, compression, t-tuple and longest repeated substring.
-Not here: the four predictors (§§6.3.7 to 6.3.10). An assessment with all ten is never higher than this one; use NIST's
-SP800-90B_EntropyAssessment on the same capture for a submission. No estimate can show that a source is quantum, or
-random at all: a good generator passes every one of them.
+Over symbols: most common value, t-tuple, longest repeated substring (LRS), and the four predictors. Over bits: most
+common value, collision, Markov, compression, t-tuple and LRS. That is all of the standard but the predictors over the
+bits of wider symbols, which are slow here: NIST's SP800-90B_EntropyAssessment has them, so its figure may be lower than
+this one, never higher. Use it for a submission. No estimate can show that a source is quantum, or random at all: a good
+generator passes every one of them.
 """
 
 from __future__ import annotations
@@ -71,8 +72,10 @@ class Assessment:
         }
 
 
-def assess(symbols: bytes, *, width: int) -> Assessment:
+def assess(symbols: bytes, *, width: int, predictors: bool = True) -> Assessment:
     """Estimate the min-entropy of symbols of `width` (1 to 8) bits, one in the low bits of each byte.
+
+    `predictors`: also the four that guess the next symbol; they take more than half of the time.
 
     Raises UsageError for too few symbols, or if one has more bits than `width`.
     """
@@ -85,12 +88,13 @@ def assess(symbols: bytes, *, width: int) -> Assessment:
     distinct = len(set(symbols))
     if distinct == 1:
         return Assessment(len(symbols), 1, width, (most_common.of_symbols(symbols),), (), complete=True)
+    guessed = _predicted(symbols, distinct) if predictors else ()
     bits = bitstring.of_symbols(symbols, width)
     if width == 1:
         found, complete = _of_bits(bits)
-        return Assessment(len(symbols), distinct, 1, found, (), complete)
+        return Assessment(len(symbols), distinct, 1, found + guessed, (), complete)
     repeated = repeats.of_symbols(symbols)
-    literal = (most_common.of_symbols(symbols), tuples.t_tuple(repeated), tuples.lrs(repeated))
+    literal = (most_common.of_symbols(symbols), tuples.t_tuple(repeated), tuples.lrs(repeated), *guessed)
     found, complete = _of_bits(bits)
     return Assessment(len(symbols), distinct, width, literal, found, complete=complete and repeated.complete)
 
@@ -106,6 +110,12 @@ def _of_bits(bits: bitstring.Bits) -> tuple[tuple[Estimate, ...], bool]:
         tuples.lrs(repeated),
     )
     return found, repeated.complete
+
+
+def _predicted(symbols: bytes, kinds: int) -> tuple[Estimate, ...]:
+    from edgeseal.entropy.assess.predictors import lag, lz78y, mmc, window
+
+    return tuple(predictor.of_symbols(symbols, kinds) for predictor in (window, lag, mmc, lz78y))
 
 
 def _least(estimates: tuple[Estimate, ...], most: float) -> float:
