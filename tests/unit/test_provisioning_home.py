@@ -183,7 +183,7 @@ def test_device_enrolled_by_hand_answers_no_station(card: Card) -> None:
     (card.directory / "state" / "locked").unlink()  # as an earlier version left it
     assert card.home().stage() is Stage.LOCKED
     with pytest.raises(NotAuthorisedError, match="locked"):
-        provision.run(card.agent(), ["stdio"], baud=115_200, for_reset=False)
+        provision.run(card.agent(), ["stdio"], baud=115_200, linger=0.0, for_reset=False)
     assert (card.directory / "state" / "locked").exists()
 
 

@@ -117,7 +117,9 @@ def _provision(agent: Agent, arguments: argparse.Namespace) -> int:
     from edgeseal.device import provision
     from edgeseal.provisioning import Stage
 
-    stage = provision.run(agent, arguments.port, baud=arguments.baud, for_reset=arguments.reset)
+    stage = provision.run(
+        agent, arguments.port, baud=arguments.baud, linger=arguments.linger, for_reset=arguments.reset
+    )
     if "stdio" not in arguments.port:  # there standard output is the line
         _done({"stage": str(stage)}, f"this device is {stage}", arguments)
     return 0 if stage is Stage.LOCKED else TemporaryError.exit_code

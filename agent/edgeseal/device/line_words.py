@@ -9,6 +9,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable
 
 BAUD: Final = 115_200
+LINGER: Final = 3.0  # seconds after the last word of a locked dialogue: the station may not have heard it
 
 
 def add(
@@ -28,6 +29,9 @@ def add(
         "--port", action="append", required=True, metavar="PATH", help="a serial port, or stdio; may be given again"
     )
     line.add_argument("--baud", type=int, default=BAUD, metavar="N", help=f"of a real UART ({BAUD})")
+    line.add_argument(
+        "--linger", type=float, default=LINGER, metavar="SECONDS", help=f"after the lock, for a lost answer ({LINGER})"
+    )
     line.add_argument("--reset", action="store_true", help="also when locked: wait for an authorised factory reset")
     line.set_defaults(run=provision)
     commands.add_parser("lock", parents=[common], help="answer no manufacturing station any more").set_defaults(

@@ -17,7 +17,7 @@ from edgeseal.device.line_home import DeviceHome, write_lock
 from edgeseal.device.ports import Port
 from edgeseal.durable import locked
 from edgeseal.errors import NotAuthorisedError, UsageError
-from edgeseal.provisioning import Device, Dialogue, Stage, Step
+from edgeseal.provisioning import Device, Dialogue, Stage
 from edgeseal.smp import OsGroup
 
 if TYPE_CHECKING:
@@ -25,7 +25,6 @@ if TYPE_CHECKING:
 
     from edgeseal.device.agent import Agent
 
-LINGER: Final = 3.0  # seconds after the last word of a locked dialogue: the station may not have heard it
 RETRY: Final = 1.0  # seconds between two looks for a port that is not there
 _TICK: Final = 0.5
 
@@ -33,7 +32,7 @@ _TICK: Final = 0.5
 class Provisioning:
     """The loop of one device over its ports."""
 
-    def __init__(self, agent: Agent, ports: Sequence[str], *, baud: int, linger: float = LINGER) -> None:
+    def __init__(self, agent: Agent, ports: Sequence[str], *, baud: int, linger: float) -> None:
         """Finish what a power cut left; nothing is opened before `run`."""
         self._agent = agent
         self._home = DeviceHome(agent)
@@ -77,8 +76,7 @@ class Provisioning:
     def _over(self) -> bool:
         if self._stopping or all(p.ended for p in self._ports):
             return True
-        done = self._dialogue.state is Step.LOCKED
-        return done and time.monotonic() - self._heard_at > self._linger
+        return self._dialogue.locked and time.monotonic() - self._heard_at > self._linger
 
     def _open(self) -> None:
         for port in self._ports:
@@ -115,14 +113,14 @@ def lock(agent: Agent) -> None:
         write_lock(agent)
 
 
-def run(agent: Agent, ports: Sequence[str], *, baud: int, for_reset: bool) -> Stage:
-    """Provision this device; one process at a time.
+def run(agent: Agent, ports: Sequence[str], *, baud: int, linger: float, for_reset: bool) -> Stage:
+    """Provision this device; one process at a time. `linger` in seconds.
 
     Raises NotAuthorisedError if it is locked, TemporaryError if another process does it.
     """
     agent.make_directory()
     with locked(agent.directory / "provision.lock"):
-        provisioning = Provisioning(agent, ports, baud=baud)
+        provisioning = Provisioning(agent, ports, baud=baud, linger=linger)
         provisioning.check(for_reset=for_reset)
         return provisioning.run()
 

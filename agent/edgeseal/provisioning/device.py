@@ -64,6 +64,7 @@ class Dialogue:
         self._machine = Machine()
         self._transcript = Transcript()
         self._session = b""
+        self.locked = False  # by this very dialogue, whatever came after
         self._key: PrivateKey | None = None
         self._hello: Hello | None = None
         self._inbox = Inbox(clock=clock, begin=self._begin, respond=self._respond, over=lambda: self._machine.over)
@@ -186,6 +187,7 @@ class Dialogue:
     def _lock_came(self, body: bytes) -> tuple[Kind, bytes]:
         self._transcript.check_tag(b"lock", body)
         self._home.lock()
+        self.locked = True
         self._transcript.absorb(Kind.LOCK, body)
         return Kind.LOCKED, self._transcript.tag(b"locked")
 
@@ -218,6 +220,7 @@ class Dialogue:
         self._transcript.absorb(Kind.AUTHORISE, body)
         last = Destroyed(origin.kid, origin.receipt)
         self._home.destroy(last)
+        self.locked = False
         return Kind.DESTROYED, last.to_bytes()
 
 
