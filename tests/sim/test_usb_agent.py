@@ -133,7 +133,8 @@ def test_service_owns_the_stick_and_gives_each_pass_its_blocks(fleet_world: Both
             service.send_signal(signal.SIGTERM)
             _, said = service.communicate(timeout=SOON)
     assert service.returncode == 0
-    assert said.count("lost: ") <= 1
+    assert [said.count(f"edgeseal-qrng: {word}") for word in ("healthy", "lost: ")] == [1, 1], said
+    assert said.count("kernel feed: ") == 1, said
     assert "Traceback" not in said
     assert rss < 40, "on a board of 512 MB every service counts: 30 MB is the aim, measured by ./dev bench"
     assert fleet.reports

@@ -177,7 +177,7 @@ def test_acknowledging_forgets_the_baseline_too(tmp_path: Path) -> None:
     assert (records.failure("d"), records.baseline("d"), records.acknowledge("d")) == (None, None, False)
 
 
-def test_repeated_blocks_are_remembered_for_weeks_and_not_for_ever() -> None:
+def test_repeated_blocks_are_remembered_for_long_and_not_for_ever() -> None:
     fresh = Freshness()
     for n in range(REMEMBERED + 10):
         fresh._seen[n.to_bytes(16)] = None

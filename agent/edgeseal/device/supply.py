@@ -6,6 +6,7 @@ nothing is done: the service stays as small as it was.
 
 from __future__ import annotations
 
+import logging
 import os
 import time
 from contextlib import contextmanager
@@ -61,7 +62,14 @@ class Supply(NoSupply):
         self._settled = False
 
     def start(self) -> None:
-        """Start looking for the devices; returns at once."""
+        """Start looking for the devices, and say on standard error how they fare; returns at once."""
+        from edgeseal.entropy.session_log import LOGGER
+
+        if not LOGGER.handlers:
+            handler = logging.StreamHandler()
+            handler.setFormatter(logging.Formatter("%(message)s"))  # the journal knows when and who
+            LOGGER.addHandler(handler)
+            LOGGER.setLevel(logging.INFO)
         for source in self._sources:
             source.start()
 

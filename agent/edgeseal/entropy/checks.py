@@ -10,7 +10,7 @@ from itertools import groupby
 from typing import Final
 
 REPEATS: Final = 6  # RCT cutoff 1 + 40/8: a false alarm once in 2^40 bytes
-REMEMBERED: Final = 65_536  # blocks; a service that feeds the kernel once a minute repeats none within six weeks
+REMEMBERED: Final = 4096  # blocks, by hash: some 400 kB, and four hours of a source whose pool is kept fresh
 DISTINCT: Final = 24  # of 64 random bytes about 57 differ; 24 or fewer happen less often than 2^-80
 
 
