@@ -23,16 +23,6 @@ def documentation(report: dict[str, Any], tables: dict[str, str]) -> list[checks
     return [checks.Check("documentation", wanted, came, not old)]
 
 
-def show(results: list[checks.Check]) -> None:
-    """Print one line for each check."""
-    widths = [
-        max(len(text) for text in column) for column in zip(*((c.name, c.expected) for c in results), strict=True)
-    ]
-    for check in results:
-        verdict = "ok  " if check.ok else "FAIL"
-        print(f"{verdict}  {check.name:<{widths[0]}}  expected {check.expected:<{widths[1]}}  came {check.came}")
-
-
 def main(argv: list[str]) -> int:
     """Write netlist, deck and bill of materials into the build folder, run every check; 1 if one failed."""
     BUILD.mkdir(parents=True, exist_ok=True)
@@ -55,7 +45,7 @@ def main(argv: list[str]) -> int:
         documentation(report, tables),
     )
     results = [check for section in sections for check in section]
-    show(results)
+    checks.show(results)
     print(f"\nnetlist, bill of materials, ngspice deck and pictures: {BUILD}")
     failed = sum(not check.ok for check in results)
     print(f"{len(results)} checks, {failed} failed")

@@ -43,6 +43,16 @@ class Check:
     ok: bool
 
 
+def show(results: list[Check]) -> None:
+    """Print one line for each check."""
+    widths = [
+        max(len(text) for text in column) for column in zip(*((c.name, c.expected) for c in results), strict=True)
+    ]
+    for check in results:
+        verdict = "ok  " if check.ok else "FAIL"
+        print(f"{verdict}  {check.name:<{widths[0]}}  expected {check.expected:<{widths[1]}}  came {check.came}")
+
+
 def _within(name: str, came: float, expected: float, unit: str) -> Check:
     share = came / expected - 1 if expected else float(came != expected)
     text = f"{came:.4g} {unit} ({share:+.2%})"
