@@ -18,7 +18,7 @@ import msgspec
 
 from edgeseal import cbor
 from edgeseal.contentkey import CK_LENGTH
-from edgeseal.durable import fsync_directory, write_atomic
+from edgeseal.durable import fsync_directory, sweep, write_atomic
 from edgeseal.errors import FormatError, IncompatibleError, IntegrityError, NotAuthorisedError, UsageError
 from edgeseal.session.device import Generation, Identity
 from edgeseal.session.messages import lock, u64, unlock
@@ -169,6 +169,15 @@ class KeyStore:
         """Make an identity durable, then forget the pending key pair it was made from."""
         self._write_identity(identity, k_rng, sources)
         self._pending.remove()
+
+    def sweep(self) -> None:
+        """Finish an `enrol` that the power cut between its two steps, and remove what killed writes left."""
+        if not self._directory.exists():
+            return
+        sweep(self._directory)
+        if self.enrolled() and any(self._directory.glob("pending.[01]")):
+            self._pending.remove()
+            fsync_directory(self._directory)
 
     # Manufacturing line ------------------------------------------------------------------------------------------
 

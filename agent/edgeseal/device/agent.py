@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Final
 
 from edgeseal.device import profile
 from edgeseal.device.state import StateFile
-from edgeseal.durable import locked
+from edgeseal.durable import fsync_directory, locked
 from edgeseal.runtime.repository import ModelRepository
 from edgeseal.store import ObjectStore
 
@@ -75,8 +75,10 @@ class Agent:
             yield
 
     def make_directory(self) -> None:
-        """Make the state directory, private, if it is not there."""
-        self.directory.mkdir(mode=0o700, parents=True, exist_ok=True)
+        """Make the state directory, private and durable, if it is not there."""
+        if not self.directory.exists():
+            self.directory.mkdir(mode=0o700, parents=True, exist_ok=True)
+            fsync_directory(self.directory.parent)
 
     @cached_property
     def profile(self) -> profile.Profile:

@@ -42,7 +42,7 @@ class DeviceHome:
         self.board = board.read()
         with agent.locked():
             sweep(agent.directory)
-            sweep(agent.directory / "keys")
+            agent.keys.sweep()
 
     def stage(self) -> Stage:
         """Return how far this device is. One that was enrolled by hand, or has replaced its keys since, is locked."""
