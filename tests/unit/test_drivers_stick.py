@@ -453,7 +453,7 @@ CABLE: dict[str, Callable[[bytes, int], bytes]] = {
 }
 
 
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=40, deadline=None)
 @given(st.lists(st.tuples(st.sampled_from(sorted(CABLE)), st.integers(0, 1023)), max_size=7))
 def test_whatever_the_cable_does_samples_are_whole_frames_in_order(damage: list[tuple[str, int]]) -> None:
     model = Stick()
