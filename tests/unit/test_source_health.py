@@ -125,6 +125,24 @@ def test_an_update_pass_tells_the_fleet(world: tuple[Fleet, AgentDevice]) -> Non
     assert [(s.name, s.state, s.qcnr_db) for s in fleet.reports[-1].sources] == [("edgeseal-qrng", "healthy", 12.1)]
 
 
+def test_a_source_that_fails_or_recovers_is_told_at_the_next_poll_and_once(world: tuple[Fleet, AgentDevice]) -> None:
+    fleet, enrolled = world
+    enrolled.write_config(entropy={"sources": ["edgeseal-qrng"]})
+
+    def told(state: State) -> int:
+        seen = Snapshot("edgeseal-qrng", state)
+        published.publish(enrolled.models.parent / published.NAME, policy="mix", sources=[seen], kernel_feed="")
+        before = len(fleet.reports)
+        assert enrolled.run("update").returncode == 0
+        return len(fleet.reports) - before
+
+    while told(State.HEALTHY):
+        pass
+    assert (told(State.FAILED), told(State.FAILED)) == (1, 0)
+    assert fleet.reports[-1].sources[0].state == "failed"
+    assert (told(State.SUSPECT), told(State.HEALTHY)) == (1, 0)  # no longer failed; what moves often waits its turn
+
+
 # At the fleet server -------------------------------------------------------------------------------------------------
 
 

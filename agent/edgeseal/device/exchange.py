@@ -36,13 +36,14 @@ def check_in(agent: Agent, trust: Trust, problem: str = "") -> Orders:
     Raises NotAuthorisedError if this device is revoked or denied (content keys are gone then), TemporaryError.
     """
     device, send = _session(agent)
-    body = report(agent, trust, problem).to_bytes()
+    told = report(agent, trust, problem)
+    body = told.to_bytes()
     try:
         reply = device.check_in(body, servers=server_keys(agent, trust), send=send)
     except ServerKeyUnknownError:
         trust.refresh()  # the fleet has switched to its next key; which one that is, is signed
         reply = device.check_in(body, servers=server_keys(agent, trust), send=send)
-    orders = _orders(agent, trust, reply, problem)
+    orders = _orders(agent, trust, reply, told)
     if device.rekey_due(reply.now):
         _re_key(agent, device, server_keys(agent, trust), send)
     return orders
@@ -199,7 +200,7 @@ def _check_status(agent: Agent, reply: Reply) -> None:
         )
 
 
-def _orders(agent: Agent, trust: Trust, reply: Reply, problem: str) -> Orders:
+def _orders(agent: Agent, trust: Trust, reply: Reply, told: Report) -> Orders:
     _check_status(agent, reply)
     trust.raise_time_floor(reply.now)
     orders = Orders.from_bytes(reply.body)
@@ -209,8 +210,9 @@ def _orders(agent: Agent, trust: Trust, reply: Reply, problem: str) -> Orders:
             agent.state(),
             revoked=False,
             report_due=False,
-            told=problem_key(problem),
+            told=problem_key(told.problem),
             checked_in_at=int(agent.clock()),
+            sources_failed=rng_health.failed(told.sources),
             poll_seconds=orders.poll_seconds,
             report_seconds=orders.report_seconds,
         )

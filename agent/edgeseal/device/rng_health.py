@@ -25,6 +25,11 @@ def sources(agent: Agent) -> list[SourceHealth]:
     return [_health(source) for source in seen[:MAX_SOURCES]]
 
 
+def failed(found: list[SourceHealth]) -> str:
+    """Return the names of those that have failed: when they change, the fleet is told at the next poll."""
+    return ", ".join(sorted(s.name for s in found if s.state == "failed"))
+
+
 def _health(source: dict[str, Any]) -> SourceHealth:
     qcnr = source.get("qcnr_db")
     return SourceHealth(

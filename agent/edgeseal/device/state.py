@@ -66,7 +66,7 @@ class State(msgspec.Struct, frozen=True, array_like=True, forbid_unknown_fields=
     """Everything remembered. Times in Unix seconds by this device's clock; `poll` and `report` in seconds.
 
     `settled` is the version of the timestamp under which the last pass got to its end; `told` is the problem that the
-    fleet was told of last, empty once it knows that it is over.
+    fleet was told of last, empty once it knows that it is over; `sources_failed` are the failed noise sources it knows.
     """
 
     format: int = FORMAT
@@ -80,6 +80,7 @@ class State(msgspec.Struct, frozen=True, array_like=True, forbid_unknown_fields=
     last_error: str = ""
     settled: Count = 0
     told: str = ""
+    sources_failed: str = ""
 
     def model(self, name: str) -> Model:
         """Return what is known of a model."""

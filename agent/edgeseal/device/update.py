@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING
 
 import msgspec
 
-from edgeseal.device import exchange, releases
+from edgeseal.device import exchange, releases, rng_health
 from edgeseal.errors import EdgesealError, NotAuthorisedError, RefusedError
 
 if TYPE_CHECKING:
@@ -136,6 +136,7 @@ def _due(agent: Agent, trust: Trust, done: Pass) -> bool:
         news
         or trust.versions().get("timestamp", 0) != state.settled
         or state.report_due
+        or rng_health.failed(rng_health.sources(agent)) != state.sources_failed
         or _report_interval_over(agent)
     )
 
