@@ -4,7 +4,10 @@ from __future__ import annotations
 
 import asyncio
 import os
+import select
 import signal
+import subprocess
+import sys
 import time
 from typing import TYPE_CHECKING, Any
 
@@ -94,6 +97,28 @@ def test_two_lines_of_one_device_and_a_station_on_each(tmp_path: Path) -> None:
     assert (first.passed, other.passed) == (True, False)
     assert other.code is Code.LOCKED
     agree(tmp_path, books[0])
+
+
+def test_standard_input_and_output_are_a_line_too(tmp_path: Path) -> None:
+    """For a shell over any other transport: ssh, adb, a socket unit."""
+    config = DeviceProcess(tmp_path, "stdio").write_config()
+    command = [sys.executable, "-m", "edgeseal.device.cli", "--config", str(config), "provision", "--port", "stdio"]
+    book = MemoryBook()
+    talk = station(book)
+    with subprocess.Popen(
+        command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, bufsize=0
+    ) as process:
+        assert process.stdin is not None
+        assert process.stdout is not None
+        while talk.verdict is None:
+            process.stdin.write(talk.outgoing())
+            if select.select([process.stdout], [], [], min(0.05, talk.wait() or 0.05))[0]:
+                talk.feed(os.read(process.stdout.fileno(), 4096))
+        process.stdin.close()
+        assert process.stdout.read() == b"", "nothing but the line is on standard output"
+        assert process.wait(10) == 0
+    assert talk.verdict.passed
+    agree(tmp_path, book)
 
 
 # Killed ---------------------------------------------------------------------------------------------------------------

@@ -62,6 +62,9 @@ class Provisioning:
         """Serve until locked, until standard input ends, or until SIGTERM; return how far the device is."""
         for number in (signal.SIGTERM, signal.SIGINT):
             signal.signal(number, self._stop)
+        if self._home.stage() is Stage.FRESH:
+            for source in self._agent.sources:
+                source.start()  # its start-up test is over by the time a station calls
         looked_at = -RETRY
         while not self._over():
             now = time.monotonic()
