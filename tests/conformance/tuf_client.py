@@ -17,11 +17,15 @@ from __future__ import annotations
 import argparse
 import sys
 from pathlib import Path
+from typing import TYPE_CHECKING
 from urllib.parse import quote
 
 from edgeseal.errors import EdgesealError, RefusedError
 from edgeseal.trust import HttpFetcher, Trust
 from edgeseal.trust.rules import Algorithms
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping
 
 ANYTHING = Algorithms(offline=None, online=None)
 _ROOT = "provisioned-root"
@@ -55,8 +59,11 @@ def init(args: argparse.Namespace) -> None:
     (args.metadata_dir / "root.json").write_bytes(root)
 
 
-def refresh(args: argparse.Namespace) -> Trust:
-    """Refresh, fetching the roles responsible for the targets asked for; show what is trusted even after a failure."""
+def refresh(args: argparse.Namespace) -> tuple[Trust, Mapping[str, EdgesealError]]:
+    """Refresh, fetching the roles responsible for the targets asked for; show what is trusted even after a failure.
+
+    Returns which of the targets cannot be looked up, and why.
+    """
     trust = Trust(
         args.metadata_dir / "state",
         bootstrap=(args.metadata_dir / _ROOT).read_bytes(),
@@ -67,15 +74,15 @@ def refresh(args: argparse.Namespace) -> Trust:
         result = trust.refresh(models=(), paths=args.target_name)
     finally:
         _show(trust, args.metadata_dir)
-    for error in result.refused.values():
-        raise error
-    return trust
+    return trust, result.refused
 
 
 def download(args: argparse.Namespace) -> None:
     """Refresh, then fetch each target that is not in the target directory already."""
-    trust = refresh(args)
+    trust, refused = refresh(args)
     for name in args.target_name:
+        if name in refused:
+            raise refused[name]
         path = args.target_dir / quote(name, "")
         info = trust.target(name)
         if info is None:

@@ -121,7 +121,9 @@ def test_role_known_under_one_delegator_is_verified_under_the_other_too(world: W
     repository.add_target("C", "b/1", b"two")
     repository.publish("B", "C", "snapshot", "timestamp")
     world.refresh("a/1")
-    world.client.refresh(models=(), paths=["a/1", "b/1"])  # tuf has the role in memory by then and asks nobody
+    refused = dict(world.client.refresh(models=(), paths=["a/1", "b/1"]).refused)
+    assert isinstance(refused.pop("b/1"), IntegrityError)
+    assert refused == {}
     assert world.client.fetch_target("a/1") == b"one"
     with pytest.raises(IntegrityError, match="role C does not verify"):
         world.client.fetch_target("b/1")

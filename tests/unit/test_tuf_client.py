@@ -8,8 +8,10 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 import pytest
+from tests.unit.trust_world import delegate
+from tuf.api.metadata import DelegatedRole, Delegations
 
-from edgeseal_host.testing.repository import HttpServer, Repository
+from edgeseal_host.testing.repository import HttpServer, Repository, new_key
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -38,9 +40,10 @@ class Suite:
     def refresh(self) -> int:
         return self.run("--metadata-url", self.server.base + "metadata/", "refresh")
 
-    def download(self, name: str) -> int:
+    def download(self, *names: str) -> int:
         urls = ["--metadata-url", self.server.base + "metadata/", "--target-base-url", self.server.base + "targets/"]
-        return self.run(*urls, "--target-name", name, "--target-dir", str(self.targets), "download")
+        words = [word for name in names for word in ("--target-name", name)]
+        return self.run(*urls, *words, "--target-dir", str(self.targets), "download")
 
     def downloaded(self) -> list[bytes]:
         return [p.read_bytes() for p in self.targets.rglob("*") if p.is_file()]
@@ -74,6 +77,20 @@ def test_download_keeps_what_it_has(suite: Suite) -> None:
     suite.repository.publish()
     assert suite.download("a/file.txt") == 0
     assert suite.downloaded() == [b"changed"]
+
+
+def test_role_is_verified_again_under_another_delegator(suite: Suite) -> None:
+    """Two targets in one run, listed by one role that two roles delegate to: the second with a key it has not."""
+    repository, both = suite.repository, ["a/*", "b/*"]
+    delegate(repository, [("targets", "A", ["a/*"], False), ("targets", "B", ["b/*"], False), ("A", "C", both, False)])
+    stranger = new_key().public_key
+    named = DelegatedRole("C", [stranger.keyid], 1, terminating=False, paths=both)
+    repository.metadata["B"].signed.delegations = Delegations({stranger.keyid: stranger}, {"C": named})
+    repository.add_target("C", "a/1", b"one")
+    repository.add_target("C", "b/1", b"two")
+    repository.publish("B", "C", "snapshot", "timestamp")
+    assert suite.download("a/1", "b/1") == 1
+    assert suite.downloaded() == [b"one"]
 
 
 def test_failures_are_exit_code_1(suite: Suite) -> None:
