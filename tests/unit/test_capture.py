@@ -105,6 +105,7 @@ def test_restarts_are_rows_and_their_transpose_columns(tmp_path: Path) -> None:
     assert all(d.closed == 1 for d in opened)
     assert about["layout"] == {"kind": "restarts", "restarts": 5, "samples": 20}
     assert set(about["files"]) == {"r.bin", "r.columns.bin"}
+    assert [f.name for f in tmp_path.iterdir() if f.stat().st_mode & 0o077] == []
     assert not (tmp_path / "r.bin.part").exists()
 
 

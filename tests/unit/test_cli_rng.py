@@ -271,6 +271,18 @@ def broken(out: io.StringIO) -> Callable[[str], int]:
     return write
 
 
+def test_how_fast_a_source_is_read_comes_from_two_looks() -> None:
+    reading, source = rng_watch._Reading(), {"name": "x", "samples": 1000}
+
+    def seen(at: int, samples: int) -> object:
+        about = {"at": at, "sources": [source | {"samples": samples}]}
+        reading.note(about)
+        return about["sources"][0]["reading"]  # type: ignore[index]
+
+    assert [seen(100, 1000), seen(100, 1000), seen(105, 3400), seen(105, 3400)] == [None, None, 480, 480]
+    assert seen(110, 7) == 0  # opened anew: its numbers begin again
+
+
 def test_a_reader_that_goes_away_ends_watch(world: World) -> None:
     out = io.StringIO()
     out.write = broken(out)  # type: ignore[method-assign]

@@ -49,11 +49,12 @@ def lines(source: Mapping[str, Any], *, colour: bool = False) -> list[str]:
 def _measured(source: Mapping[str, Any]) -> list[str]:
     found = (
         ("rate", "rate {:,.0f} samples/s"),
+        ("reading", "read at {:,.0f}/s"),
         ("mean", "mean {:.1f}"),
         ("sigma", "sigma {:.2f}"),
         ("qcnr_db", "QCNR {:.1f} dB"),
     )
-    return [text.format(source[key]) for key, text in found if source[key] is not None]
+    return [text.format(source[key]) for key, text in found if source.get(key) is not None]
 
 
 def _counted(source: Mapping[str, Any]) -> list[str]:

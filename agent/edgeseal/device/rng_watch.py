@@ -24,6 +24,26 @@ _TO_END_OF_LINE: Final = "\x1b[K"
 _TO_END_OF_SCREEN: Final = "\x1b[J"
 
 
+class _Reading:
+    """How fast each source is being read: samples between two looks. Not its own rate: it is read in bursts."""
+
+    def __init__(self) -> None:
+        self._last: dict[str, tuple[float, int]] = {}
+        self._rates: dict[str, float] = {}
+
+    def note(self, about: dict[str, Any]) -> None:
+        """Add `reading` to each source; what the service said stands until it says something new."""
+        at = float(about.get("at") or time.monotonic())
+        for source in about["sources"]:
+            name, samples = source["name"], source["samples"]
+            before, had = self._last.get(name, (at, samples))
+            if at > before:
+                self._rates[name] = max(0, samples - had) / (at - before)
+            if at > before or name not in self._last:
+                self._last[name] = (at, samples)
+            source["reading"] = self._rates.get(name)
+
+
 def watch(
     agent: Agent,
     *,
@@ -36,7 +56,7 @@ def watch(
     """Show the sources every `interval` seconds, `count` times or until interrupted; return the exit code."""
     out = out or sys.stdout
     show = _json if as_json else _screen if out.isatty() else _line
-    looks = 0
+    looks, reading = 0, _Reading()
     try:
         while True:
             about = look(agent)
@@ -44,6 +64,7 @@ def watch(
                 for source in agent.sources:
                     source.start()
                     source.look()
+            reading.note(about)
             out.write(show(about))
             out.flush()
             looks += 1

@@ -206,7 +206,7 @@ def _restarts(
     assert plan.rows is not None  # noqa: S101 - the caller asked
     total = plan.rows * plan.columns
     about: dict[str, Any] | None = _interrupted(files, plan)
-    with files.part.open("ab") as f:
+    with open(os.open(files.part, os.O_WRONLY | os.O_CREAT | os.O_APPEND | os.O_CLOEXEC, 0o600), "ab") as f:
         done = f.tell() // plan.columns
         f.truncate(done * plan.columns)  # a row that was cut short is taken again
         flags = 0
