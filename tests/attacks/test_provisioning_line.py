@@ -8,11 +8,13 @@ from __future__ import annotations
 from typing import Any
 
 import pytest
+from msgspec.structs import replace
 from tests.attacks.cable import Impostor, Middle, begin, recorded, refusal, restored, run
 from tests.unit.line_world import STRANGER, Line, agree, order, public
 
 from edgeseal.provisioning import Code, Device, Dialogue, Identity, Offer, Place, Stage, Step, pin
-from edgeseal.provisioning.messages import Kind, cut, frame
+from edgeseal.provisioning.messages import Kind, Refused, cut, frame
+from edgeseal.smp import LineDecoder, Packet, Rc, encode_lines
 from edgeseal_host.testing.provisioning import OS_GROUP, Link, MemoryBook, MemoryHome
 
 pytestmark = pytest.mark.unit
@@ -358,3 +360,47 @@ def test_station_with_the_id_of_another_gets_no_further_than_a_proof() -> None:
     verdict = line.provision(copied, book=Eager(), device=line.boot())
     assert verdict.code is Code.PROVISIONED, "the pin in the grant is another one"
     assert line.home.stage() is Stage.PROVISIONED
+
+
+# What a device says to a screen ---------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("text", ["\x1b[2J\x1b[1;32mPASS", "line\nbreak", "nul\0", "\u202eSSAP", "\x9b31m"])
+@pytest.mark.parametrize("field", ["serial", "hardware", "mac"])
+def test_terminal_escapes_in_what_a_device_calls_itself(text: str, field: str) -> None:
+    """A device cannot paint on the technician's screen, nor put lines into labels and tables."""
+    line = Line()
+    if field == "mac":
+        line.home.board = replace(line.home.board, eth_mac=text)
+    else:
+        setattr(line.home, field, text)
+    verdict = line.provision()
+    assert verdict.code is Code.MALFORMED
+    assert verdict.reason.isprintable()
+    assert not line.book.offers
+
+
+def test_terminal_escapes_in_a_refusal() -> None:
+    line = Line()
+    spoken = Refused(5, "\x1b]0;owned\x07", "0001").to_bytes()
+    verdict = run(line, line.station(), Impostor(line, lambda _: frame(Kind.REFUSED, spoken)))
+    assert verdict.code is Code.MALFORMED
+    assert verdict.reason.isprintable()
+
+
+def test_terminal_escapes_in_a_busy_device() -> None:
+    line = Line()
+    station = line.station(patience=3)
+    while station.verdict is None:
+        for raw in LineDecoder().feed(station.outgoing()):
+            packet = Packet.from_bytes(raw).failure(Rc.BUSY, "\x1b[2J")
+            station.feed(encode_lines(packet.to_bytes()))
+        line.link.now += 0.1
+    assert (station.verdict.code, station.verdict.reason) == (Code.BUSY, "another station is talking to this device")
+
+
+def test_answer_without_end_is_not_collected() -> None:
+    """A device that announces a gigabyte, or as much as a station's message may have, is not listened to."""
+    line = Line()
+    verdict = run(line, line.station(patience=5), Impostor(line, lambda _: bytes(1_000_000)))
+    assert verdict.code is Code.NO_ANSWER

@@ -31,7 +31,8 @@ def _first(texts: Iterable[str]) -> str:
 
 
 def _text(path: Path) -> str:
-    return _bytes(path).decode("ascii", "replace").strip("\0\n ")
+    text = _bytes(path).decode("ascii", "replace")
+    return "".join(c for c in text if c.isprintable()).strip()
 
 
 def _bytes(path: Path) -> bytes:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import errno
 import os
+import termios
 from typing import TYPE_CHECKING, Final
 
 from edgeseal.errors import UsageError
@@ -50,7 +51,11 @@ class Port:
             raise UsageError(f"{self.name}: {e}") from e
         except (serial.SerialException, OSError):
             return  # not there, or another program has it: the next try may find it
-        os.set_blocking(self._serial.fileno(), False)
+        fd = self._serial.fileno()
+        os.set_blocking(fd, False)
+        settings = termios.tcgetattr(fd)
+        settings[6][termios.VMIN] = 1  # pyserial's 0 makes "nothing yet" look like "the line is gone"
+        termios.tcsetattr(fd, termios.TCSANOW, settings)
         self._pending = b""
         self.is_open = True
 

@@ -253,4 +253,4 @@ def _problem(packet: Packet) -> Problem | None:
     if not isinstance(rc, int) or rc == Rc.OK:
         return None
     reason = packet.body.get("rsn", "")
-    return Problem(rc, reason[:256] if isinstance(reason, str) else "")
+    return Problem(rc, reason[:256] if isinstance(reason, str) and reason.isprintable() else "")

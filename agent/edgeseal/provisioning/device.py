@@ -123,8 +123,9 @@ class Dialogue:
 
     def _refuse(self, code: Code, reason: str) -> bytes:
         self._machine.refuse()
-        self._say(f"refused: {reason}")
-        return frame(Kind.REFUSED, Refused(code, reason[:256], self._home.serial).to_bytes())
+        text = "".join(c if c.isprintable() else "?" for c in reason[:256])
+        self._say(f"refused: {text}")
+        return frame(Kind.REFUSED, Refused(code, text, self._home.serial).to_bytes())
 
     def _hello_came(self, body: bytes) -> tuple[Kind, bytes]:
         hello = Hello.from_bytes(body)

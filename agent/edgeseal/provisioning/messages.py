@@ -18,6 +18,7 @@ from edgeseal.suite import PublicKey
 
 FORMAT: Final = 1
 MAX_MESSAGE: Final = 1_114_112  # bytes of one message: 1 MiB of TUF root and what is around it
+MAX_ANSWER: Final = 65_536  # a device has no more to say than who it is
 NONCE_LENGTH: Final = 32
 HOST_ENTROPY_LENGTH: Final = 64
 PIN_LENGTH: Final = 48  # SHA-384 of a station's public key
@@ -70,6 +71,7 @@ class _Message(msgspec.Struct, frozen=True, array_like=True, forbid_unknown_fiel
                 f"provisioning format {number}; this version speaks {FORMAT}",
                 hint="install the same edgeseal on station and device",
             )
+        _require_printable(message, cls.__name__.lower())
         return message
 
 
@@ -117,7 +119,9 @@ class Identity(_Message, frozen=True):
     @property
     def asked(self) -> Request:
         """The request, with a public key that loads. Raises FormatError, IncompatibleError."""
-        return Request.from_bytes(self.request)
+        asked = Request.from_bytes(self.request)
+        _require_printable(asked, "request")
+        return asked
 
     @property
     def key(self) -> PublicKey:
@@ -177,6 +181,22 @@ class Refused(_Message, frozen=True):
     code: Annotated[int, msgspec.Meta(ge=1, le=255)]
     reason: Text
     serial: Text
+
+
+def _require_printable(message: msgspec.Struct, what: str) -> None:
+    """Refuse control characters: these texts go to a technician's terminal, and to labels and tables.
+
+    Raises FormatError.
+    """
+    pending: list[object] = [msgspec.to_builtins(message, builtin_types=(bytes,))]
+    while pending:
+        value = pending.pop()
+        if isinstance(value, str) and not value.isprintable():
+            raise FormatError(f"{what}: a text with characters that cannot be printed")
+        if isinstance(value, dict):
+            pending += [*value, *value.values()]
+        elif isinstance(value, list | tuple):
+            pending += value
 
 
 def frame(kind: Kind, body: bytes) -> bytes:

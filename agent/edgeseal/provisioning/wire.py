@@ -17,7 +17,7 @@ from typing import Annotated, Any, Final, TypeVar
 import msgspec
 
 from edgeseal.errors import FormatError
-from edgeseal.provisioning.messages import MAX_MESSAGE
+from edgeseal.provisioning.messages import MAX_ANSWER, MAX_MESSAGE
 
 GROUP: Final = 64
 STATUS: Final = 0
@@ -34,6 +34,7 @@ _Session = Annotated[bytes, msgspec.Meta(min_length=SESSION_LENGTH, max_length=S
 _Number = Annotated[int, msgspec.Meta(ge=0, le=MAX_NUMBER)]
 _Offset = Annotated[int, msgspec.Meta(ge=0, le=MAX_MESSAGE, multiple_of=UNIT)]
 _Length = Annotated[int, msgspec.Meta(ge=1, le=MAX_MESSAGE)]
+_AnswerLength = Annotated[int, msgspec.Meta(ge=1, le=MAX_ANSWER)]
 _Check = Annotated[bytes, msgspec.Meta(min_length=CHECK_LENGTH, max_length=CHECK_LENGTH)]
 _Data = Annotated[bytes, msgspec.Meta(max_length=UNIT * MAX_UNITS)]
 S = TypeVar("S", bound=msgspec.Struct)
@@ -65,7 +66,7 @@ class Piece(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     s: _Session
     n: _Number
     o: _Offset
-    l: _Length | None = None  # noqa: E741
+    l: _AnswerLength | None = None  # noqa: E741
     h: _Check | None = None
     d: _Data | None = None
     x: bool = False
