@@ -121,6 +121,10 @@ class Serve:
         self.url = self.ready.read_text()
         self.address = self.url.removeprefix("http://")
 
+    def workers(self) -> list[str]:
+        """Process ids of its workers."""
+        return (Path("/proc") / str(self.process.pid) / "task" / str(self.process.pid) / "children").read_text().split()
+
     def said(self) -> str:
         return self.log.read_text()
 

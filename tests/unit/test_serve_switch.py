@@ -306,9 +306,9 @@ def test_a_wrong_command_line(arguments: list[str], tmp_path: Path) -> None:
 
 
 def _mapped(server: world.Serve, models: ModelRepository) -> list[str]:
-    """Releases whose files the server has mapped."""
-    lines = (Path("/proc") / str(server.process.pid) / "maps").read_text().splitlines()
+    """Releases whose files the server's workers have mapped."""
     place = f"{models.root}/m/"
+    lines = [line for pid in server.workers() for line in (Path("/proc") / pid / "maps").read_text().splitlines()]
     return sorted({line.partition(place)[2].split("/")[0] for line in lines if place in line})
 
 
@@ -322,4 +322,4 @@ def test_weights_are_mapped_and_let_go(models: ModelRepository) -> None:
             adapter.activate(candidate)
             adapter.commit(candidate)
             world.until(lambda r=release: _version(server) == str(r), f"release {release} serves")
-            assert _mapped(server, models) == [str(release)]
+            world.until(lambda r=release: _mapped(server, models) == [str(r)], f"only release {release} is in memory")

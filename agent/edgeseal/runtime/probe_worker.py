@@ -22,6 +22,7 @@ from typing import TYPE_CHECKING, Any, Final, cast
 from edgeseal import cbor
 from edgeseal.errors import EdgesealError, IncompatibleError, RefusedError
 from edgeseal.runtime import engine, vectors
+from edgeseal.runtime.warm import zeros
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -32,8 +33,6 @@ if TYPE_CHECKING:
 MAX_QUESTION: Final = 64 * 2**20
 _MIB: Final = 2**20
 _LEAST_RUNS: Final = 11  # a median of fewer is no median
-_VARYING: Final = 1  # what a dimension that may vary is set to
-_MAX_ZEROS: Final = 256 * 2**20  # bytes of made-up input; a model that declares more is tried with vectors only
 _CLONE_NEWUSER, _CLONE_NEWNET = 0x10000000, 0x40000000
 _PR_SET_PDEATHSIG, _PR_SET_NO_NEW_PRIVS = 1, 38
 _ARENAS: Final = 512 * 2**20  # address space that threads reserve and do not use
@@ -158,15 +157,9 @@ def _timed(
 
 
 def _run_zeros(model: engine.Engine) -> list[float]:
-    from edgeseal.runtime import oip
-
-    inputs = {}
-    for s in model.inputs:
-        shape = [d if d >= 0 else _VARYING for d in s.shape]
-        size = oip.raw_size(s.datatype, shape)
-        if size > _MAX_ZEROS:
-            return []
-        inputs[s.name] = oip.zeros(s.datatype, shape)
+    inputs = zeros(model)
+    if inputs is None:
+        return []
     got, spent = _timed(model, inputs, [s.name for s in model.outputs])
     for name, value in got.items():
         _check_numbers(name, value)

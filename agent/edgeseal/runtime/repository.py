@@ -65,7 +65,7 @@ class ModelRepository:
         while not place.exists():
             place = place.parent
         room = shutil.disk_usage(place).free
-        return room if self.on_disk else min(room, max(0, _memory_available() - _MEMORY_RESERVE))
+        return room if self.on_disk else min(room, max(0, memory_available() - _MEMORY_RESERVE))
 
     # Releases ------------------------------------------------------------------------------------------------------
 
@@ -221,8 +221,8 @@ def _file_system(path: Path) -> str:
     return best[1]
 
 
-def _memory_available() -> int:
-    """MemAvailable in bytes; unlimited where the kernel does not say."""
+def memory_available() -> int:
+    """Return MemAvailable in bytes; unlimited where the kernel does not say."""
     with contextlib.suppress(OSError, ValueError, IndexError):
         for line in _MEMINFO.read_text("ascii").splitlines():
             if line.startswith("MemAvailable:"):
