@@ -71,6 +71,22 @@ def test_line_time_is_near_what_the_bytes_need() -> None:
     assert sum(line.link.bytes.values()) < 7_600  # everything but the root, base64 and framing included
 
 
+@pytest.mark.parametrize("rate", [120, 960, 92_160])
+def test_line_of_any_speed_is_not_flooded_with_repetitions(rate: int) -> None:
+    line = Line(link=Link(rate=rate))
+    station = line.station(rate=rate)
+    line.link.run(station, line.boot(), until=lambda: station.verdict is not None)
+    assert station.verdict is not None
+    assert station.verdict.passed
+    assert station.caller.lost == 0
+
+
+def test_line_that_is_slower_than_the_station_was_told() -> None:
+    line = Line(link=Link(rate=960))
+    assert line.provision().passed
+    agree(line)
+
+
 def test_offer_is_read_back() -> None:
     line = Line()
     line.provision()

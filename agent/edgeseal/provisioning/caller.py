@@ -18,7 +18,7 @@ if TYPE_CHECKING:
 
 WINDOW: Final = 3  # packets in flight: 3.4 KB, below the 4 KB a terminal's input queue holds
 FIRST_TIMEOUT: Final = 0.5  # seconds, before anything was measured
-MAX_TIMEOUT: Final = 1.0  # nobody else is on this line: waiting longer makes nothing better
+MAX_TIMEOUT: Final = 1.0  # nobody else is on this line: waiting longer than it takes makes nothing better
 GROW_AFTER: Final = 8  # answers in a row until packets get longer again
 _SEQUENCES: Final = 256
 
@@ -55,7 +55,10 @@ class Caller:
         self._streak = 0
         self._smoothed: float | None = None
         self._variance = 0.0
-        self._timeout = FIRST_TIMEOUT
+        # A window of the longest answers that are queued before ours:
+        self._queue = WINDOW * wire.UNIT * wire.MAX_UNITS * 3 / 2 / rate
+        self._timeout = max(FIRST_TIMEOUT, self._queue)
+        self._free_at = 0.0  # when the line has taken all that was written
         self._session = b""
         self._number = 0
         self._message: bytes | None = None
@@ -106,7 +109,7 @@ class Caller:
         self._expire(now)
         out = b""
         while len(self._flights) < WINDOW and (units := self._next_units()):
-            out += self._launch(units, now, queued=len(out))
+            out += self._launch(units, now)
         self.sent += len(out)
         return out
 
@@ -140,7 +143,7 @@ class Caller:
             stop += 1
         return range(start, stop)
 
-    def _launch(self, units: range, now: float, *, queued: int) -> bytes:
+    def _launch(self, units: range, now: float) -> bytes:
         offset, count = units.start * wire.UNIT, len(units) * wire.UNIT
         s, n = self._session, self._number
         if self._answer is None:
@@ -153,9 +156,9 @@ class Caller:
             body = wire.write(wire.Get(s, n, offset, count))
             packet = Packet(Op.READ, wire.GROUP, wire.GET, body, self._next_sequence())
         lines = encode_lines(packet.to_bytes())
-        leaves = now + (queued + len(lines)) / self._rate
+        self._free_at = max(self._free_at, now) + len(lines) / self._rate
         repeated = not self._repeated.isdisjoint(units)
-        self._flights[packet.sequence] = _Flight(packet, units, leaves, repeated)
+        self._flights[packet.sequence] = _Flight(packet, units, self._free_at, repeated)
         return lines
 
     def _next_sequence(self) -> int:
@@ -225,7 +228,7 @@ class Caller:
         for number in due:
             self._lose(number)
         if due:
-            self._timeout = min(MAX_TIMEOUT, self._timeout * 2)
+            self._timeout = min(max(MAX_TIMEOUT, 2 * self._queue), self._timeout * 2)
 
     def _lose(self, number: int) -> None:
         flight = self._flights.pop(number)
@@ -242,9 +245,8 @@ class Caller:
         else:
             self._variance += (abs(self._smoothed - seconds) - self._variance) / 4
             self._smoothed += (seconds - self._smoothed) / 8
-        longest = WINDOW * wire.UNIT * wire.MAX_UNITS * 3 / 2 / self._rate  # a window of answers queued before ours
         expected = FIRST_TIMEOUT if self._smoothed is None else self._smoothed + 4 * self._variance
-        self._timeout = min(MAX_TIMEOUT, max(longest, expected))
+        self._timeout = max(self._queue, min(MAX_TIMEOUT, expected))
 
 
 def _problem(packet: Packet) -> Problem | None:
