@@ -23,32 +23,13 @@ from edgeseal.transport.x1 import FleetExchange
 from edgeseal_host.fleet.data import DataDirectory
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
     from pathlib import Path
 
     from edgeseal_host.fleet.client import FleetClient
     from edgeseal_host.fleet.public import FleetPublic
 
 
-@pytest.fixture
-def world(tmp_path: Path) -> World:
-    return World.make(tmp_path)
-
-
-@pytest.fixture
-def server(world: World) -> Iterator[Server]:
-    with serving(world.data.path) as found:
-        yield found
-
-
-@pytest.fixture
-def client(world: World, server: Server) -> FleetClient:
-    return world.client(server)
-
-
-@pytest.fixture
-def public(client: FleetClient) -> FleetPublic:
-    return client.public()
+world, server, client, public = fleet_world.world, fleet_world.server, fleet_world.client, fleet_world.public
 
 
 def raw_request(card: Card, public: FleetPublic, ctr: int, body: bytes, flags: Flags = Flags.NONE) -> PendingRequest:

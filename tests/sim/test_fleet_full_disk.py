@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING
 from urllib.parse import urlsplit
 
 import pytest
+from tests.unit import fleet_world
 from tests.unit.fleet_world import STARTED, Card, Server, World, check_in, enrol
 
 from edgeseal.errors import NoSpaceError, TemporaryError
@@ -57,9 +58,7 @@ class Disk:
         (self.place / "filler").unlink()
 
 
-@pytest.fixture
-def world(tmp_path: Path) -> World:
-    return World.make(tmp_path)
+world = fleet_world.world
 
 
 @pytest.fixture

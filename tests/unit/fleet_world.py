@@ -14,6 +14,7 @@ from dataclasses import dataclass, field
 from datetime import UTC, datetime, timedelta
 from typing import TYPE_CHECKING, Any
 
+import pytest
 from securesystemslib.signer import CryptoSigner
 from tuf.api.metadata import DelegatedRole, Delegations, Metadata, Root, TargetFile, Targets
 
@@ -302,6 +303,34 @@ def check_in(card: Card, server: Server, public: FleetPublic, *, problem: str = 
 def orders(card: Card, server: Server, public: FleetPublic) -> checkin.Orders:
     """Check in and read the orders."""
     return checkin.Orders.from_bytes(check_in(card, server, public).body)
+
+
+# Fixtures: a module that wants one says `world = fleet_world.world` -------------------------------------------------
+
+
+@pytest.fixture
+def world(tmp_path: Path) -> World:
+    """A new fleet that trusts its publisher's root."""
+    return World.make(tmp_path)
+
+
+@pytest.fixture
+def server(world: World) -> Iterator[Server]:
+    """Its server, running."""
+    with serving(world.data.path) as found:
+        yield found
+
+
+@pytest.fixture
+def client(world: World, server: Server) -> FleetClient:
+    """A client with the admin's token."""
+    return world.client(server)
+
+
+@pytest.fixture
+def public(client: FleetClient) -> FleetPublic:
+    """What the server says to publishers."""
+    return client.public()
 
 
 def _in(days: int) -> datetime:

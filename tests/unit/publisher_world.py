@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
+import pytest
 from click.testing import CliRunner, Result
 from tests.unit.fleet_world import serving
 
@@ -150,3 +151,21 @@ def publisher(place: Path) -> Iterator[Publisher]:
         made.base = server.base
         ok("repo", "publish", made.repo, *made.to)
         yield made
+
+
+# Fixtures: a module that wants one says `world = publisher_world.world` ---------------------------------------------
+
+
+@pytest.fixture
+def world(tmp_path: Path) -> Iterator[Publisher]:
+    """A publisher beside a running server that has its repository."""
+    with publisher(tmp_path) as made:
+        yield made
+
+
+@pytest.fixture
+def offline(tmp_path: Path) -> Publisher:
+    """Everything staged and signed, no server."""
+    made = Publisher(tmp_path)
+    made.make()
+    return made

@@ -12,7 +12,8 @@ import tarfile
 from typing import TYPE_CHECKING, Any
 
 import pytest
-from tests.unit.publisher_world import FAMILY, MODEL, SIZE, Publisher, edgeseal, ok, publisher, refused
+from tests.unit import publisher_world
+from tests.unit.publisher_world import FAMILY, MODEL, SIZE, Publisher, edgeseal, ok, refused
 from tuf.api.metadata import Metadata, Targets
 
 from edgeseal.contentkey import open_ticket
@@ -25,16 +26,13 @@ from edgeseal_host.keys import KeyDirectory
 from edgeseal_host.repository.layout import RepositoryDirectory
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator
+    from collections.abc import Callable
     from pathlib import Path
 
 pytestmark = pytest.mark.unit
 
 
-@pytest.fixture
-def world(tmp_path: Path) -> Iterator[Publisher]:
-    with publisher(tmp_path) as made:
-        yield made
+world = publisher_world.world
 
 
 @pytest.fixture

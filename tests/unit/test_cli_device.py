@@ -8,7 +8,8 @@ import stat
 from typing import TYPE_CHECKING, Any
 
 import pytest
-from tests.unit.publisher_world import Publisher, edgeseal, ok, publisher, refused
+from tests.unit import publisher_world
+from tests.unit.publisher_world import Publisher, edgeseal, ok, refused
 
 from edgeseal.durable import write_atomic
 from edgeseal.enrolment import Grant, Record, Request
@@ -18,24 +19,12 @@ from edgeseal_host.fleet.client import FleetClient
 from edgeseal_host.repository.verify import trust_root
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
     from pathlib import Path
 
 pytestmark = pytest.mark.unit
 
 
-@pytest.fixture
-def world(tmp_path: Path) -> Iterator[Publisher]:
-    with publisher(tmp_path) as made:
-        yield made
-
-
-@pytest.fixture
-def offline(tmp_path: Path) -> Publisher:
-    """Fleet data and a signed root, no server."""
-    made = Publisher(tmp_path)
-    made.make()
-    return made
+world, offline = publisher_world.world, publisher_world.offline
 
 
 def names(world: Publisher) -> list[str]:

@@ -9,11 +9,13 @@ import socket
 import sqlite3
 import subprocess
 import sys
+import tempfile
 from contextlib import closing
-from typing import TYPE_CHECKING
+from pathlib import Path
 
 import pytest
 from securesystemslib.signer import CryptoSigner
+from tests.unit import fleet_world
 from tests.unit.fleet_world import Server, World, check_in, enrol, make_bundle, orders, run, serving
 from tuf.api.metadata import Metadata, Root, Timestamp
 
@@ -23,17 +25,13 @@ from edgeseal.trust.fetch_http import HttpFetcher
 from edgeseal.trust.trust import Trust
 from edgeseal_host.fleet import preflight
 from edgeseal_host.fleet.publishing import Publisher
+from edgeseal_host.fleet.serve import _socket as listening
 from edgeseal_host.repository.verify import Publication
-
-if TYPE_CHECKING:
-    from pathlib import Path
 
 NOBODY = 65_534
 
 
-@pytest.fixture
-def world(tmp_path: Path) -> World:
-    return World.make(tmp_path)
+world = fleet_world.world
 
 
 def serve(world: World, *more: str) -> subprocess.CompletedProcess[str]:
@@ -86,27 +84,32 @@ def test_busy_port_is_named(world: World) -> None:
         ("", "HOST:PORT"),
     ],
 )
-def test_address_that_cannot_be_listened_on_is_explained(world: World, listen: str, words: str) -> None:
-    done = serve(world, "--listen", listen)
-    assert done.returncode == UsageError.exit_code
-    assert words in done.stderr
-    assert "Traceback" not in done.stderr
+def test_address_that_cannot_be_listened_on_is_explained(listen: str, words: str) -> None:
+    with pytest.raises(UsageError) as caught:
+        listening(listen)
+    assert words in str(caught.value)
 
 
 # Owners and modes --------------------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("name", ["secrets", "secrets/session.ring", "secrets/data.key", "fleet.db", "admin.token"])
-def test_secret_that_others_may_read_is_refused(world: World, name: str) -> None:
+def test_secret_that_others_may_read_is_named(world: World, name: str) -> None:
     place = world.data.path / name
-    place.chmod(place.stat().st_mode | 0o040)
+    place.chmod(place.stat().st_mode | 0o004)
+    with pytest.raises(NotAuthorisedError, match="is open to other users") as caught:
+        preflight.check_access(world.data)
+    assert str(place) in caught.value.message
+
+
+def test_hint_about_open_modes_closes_them(world: World) -> None:
+    for place in (world.data.database, world.data.secrets / "wrap.ring"):
+        place.chmod(0o644)
     done = serve(world)
     assert done.returncode == NotAuthorisedError.exit_code
-    assert f"{place} is open to other users" in refusal(done)
-    hint = done.stderr.split("hint: ")[1].split(";")[0]
-    subprocess.run(hint, shell=True, check=True)  # noqa: S602 - what the hint says, as a person would type it
-    with serving(world.data.path) as server:
-        assert world.client(server).devices() == []
+    hint = refusal(done).split("hint: ")[1].split(";")[0]
+    subprocess.run(hint, shell=True, check=True)  # noqa: S602 - as a person would type it
+    preflight.check_access(world.data)
 
 
 def as_another_user(world: World, *arguments: str) -> subprocess.CompletedProcess[str]:
@@ -128,15 +131,15 @@ def test_directory_of_another_user_is_named_with_both_users(world: World, name: 
     for place in (world.data.path, *world.data.path.rglob("*")):
         os.chown(place, NOBODY, NOBODY)
     for parent in world.data.path.parents:
-        if parent.stat().st_uid == 0 and parent.name.startswith(("pytest", "test")):
+        if Path(tempfile.gettempdir()) in parent.parents:
             parent.chmod(0o755)
     os.chown(world.data.path / name, 0, 0)
-    for command in (("serve", "--listen", "127.0.0.1:0"), ("restored",)):
-        done = as_another_user(world, *command)
-        assert done.returncode == NotAuthorisedError.exit_code, done.stderr
-        assert f"may not use {world.data.path / name}".rstrip("/") in refusal(done)
-        assert "user root" in done.stderr
-        assert "user nobody" in done.stderr
+    command = ("serve", "--listen", "127.0.0.1:0") if name else ("restored",)
+    done = as_another_user(world, *command)
+    assert done.returncode == NotAuthorisedError.exit_code, done.stderr
+    assert f"may not use {world.data.path / name}".rstrip("/") in refusal(done)
+    assert "user root" in done.stderr
+    assert "user nobody" in done.stderr
 
 
 def test_directory_that_is_none_says_how_to_make_one(tmp_path: Path) -> None:

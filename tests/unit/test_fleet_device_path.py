@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING
 
 import pytest
 from securesystemslib.signer import CryptoSigner
+from tests.unit import fleet_world
 from tests.unit.fleet_world import Server, World, enrol, make_bundle, run, serving
 from tuf.api.metadata import Metadata, Root
 
@@ -20,19 +21,10 @@ from edgeseal.trust.trust import Trust
 from edgeseal_host.repository.verify import Publication
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
     from pathlib import Path
 
 
-@pytest.fixture
-def world(tmp_path: Path) -> World:
-    return World.make(tmp_path)
-
-
-@pytest.fixture
-def server(world: World) -> Iterator[Server]:
-    with serving(world.data.path) as found:
-        yield found
+world, server = fleet_world.world, fleet_world.server
 
 
 def device_trust(world: World, server: Server, tmp_path: Path, root: bytes | None = None) -> Trust:

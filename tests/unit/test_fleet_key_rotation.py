@@ -9,6 +9,7 @@ from contextlib import closing
 from typing import TYPE_CHECKING, NoReturn
 
 import pytest
+from tests.unit import fleet_world
 from tests.unit.fleet_world import World, check_in, enrol, make_bundle, orders, run, serving
 from tuf.api.metadata import Metadata, Root, Snapshot, Timestamp
 
@@ -25,9 +26,7 @@ if TYPE_CHECKING:
     from pathlib import Path
 
 
-@pytest.fixture
-def world(tmp_path: Path) -> World:
-    return World.make(tmp_path)
+world = fleet_world.world
 
 
 def next_root(world: World) -> bytes:

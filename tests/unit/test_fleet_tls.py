@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING
 
 import pytest
 from cryptography import x509
+from tests.unit import fleet_world
 from tests.unit.certificates import Authority, Pair
 from tests.unit.fleet_world import Card, Server, World, enrol, make_bundle, report, run, serving
 from tests.unit.publisher_world import Publisher, ok
@@ -38,9 +39,7 @@ def authority(tmp_path_factory: pytest.TempPathFactory) -> Authority:
     return Authority(tmp_path_factory.mktemp("ca"))
 
 
-@pytest.fixture
-def world(tmp_path: Path) -> World:
-    return World.make(tmp_path)
+world = fleet_world.world
 
 
 @pytest.fixture
