@@ -127,19 +127,19 @@ def as_another_user(world: World, *arguments: str) -> subprocess.CompletedProces
 
 @pytest.mark.skipif(os.geteuid() != 0, reason="only root can be another user")
 @pytest.mark.parametrize("name", ["", "secrets", "objects", "fleet.db", "secrets/wrap.ring"])
-def test_directory_of_another_user_is_named_with_both_users(world: World, name: str) -> None:
-    for place in (world.data.path, *world.data.path.rglob("*")):
-        os.chown(place, NOBODY, NOBODY)
-    for parent in world.data.path.parents:
-        if Path(tempfile.gettempdir()) in parent.parents:
-            parent.chmod(0o755)
-    os.chown(world.data.path / name, 0, 0)
-    command = ("serve", "--listen", "127.0.0.1:0") if name else ("restored",)
-    done = as_another_user(world, *command)
-    assert done.returncode == NotAuthorisedError.exit_code, done.stderr
-    assert f"may not use {world.data.path / name}".rstrip("/") in refusal(done)
-    assert "user root" in done.stderr
-    assert "user nobody" in done.stderr
+def test_directory_of_another_user_is_named_with_both_users(name: str) -> None:
+    with tempfile.TemporaryDirectory() as folder:  # pytest's own folders are closed to other users
+        Path(folder).chmod(0o755)
+        world = World.make(Path(folder))
+        for place in (world.data.path, *world.data.path.rglob("*")):
+            os.chown(place, NOBODY, NOBODY)
+        os.chown(world.data.path / name, 0, 0)
+        command = ("serve", "--listen", "127.0.0.1:0") if name else ("restored",)
+        done = as_another_user(world, *command)
+        assert done.returncode == NotAuthorisedError.exit_code, done.stderr
+        assert f"may not use {world.data.path / name}".rstrip("/") in refusal(done)
+        assert "user root" in done.stderr
+        assert "user nobody" in done.stderr
 
 
 def test_directory_that_is_none_says_how_to_make_one(tmp_path: Path) -> None:
