@@ -12,15 +12,12 @@ from __future__ import annotations
 
 import os
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any, Final, TypeAlias, TypeVar
-
-import msgspec
+from typing import TYPE_CHECKING, Final, TypeAlias
 
 from edgeseal import cbor
-from edgeseal.contentkey import CK_LENGTH
 from edgeseal.durable import fsync_directory, sweep, write_atomic
 from edgeseal.errors import FormatError, IncompatibleError, IntegrityError, NotAuthorisedError, UsageError
-from edgeseal.session.device import Generation, Identity
+from edgeseal.keystore_records import FORMAT, ContentKey, ContentKeys, Pending, Provenance, StoredIdentity, decode
 from edgeseal.session.messages import lock, u64, unlock
 from edgeseal.slots import NoneSoundError, TwoSlots
 from edgeseal.suite import extract
@@ -28,8 +25,11 @@ from edgeseal.suite import extract
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Sequence
 
+    from edgeseal.session.device import Identity
+
+__all__ = ["FORMAT", "ContentKey", "KeyStore", "Pending", "Provenance", "systemd_credential"]
+
 MAGIC: Final = b"ESKS"
-FORMAT: Final = 1
 SECRET_LENGTH: Final = 32
 CREDENTIAL_NAME: Final = "edgeseal.at-rest"
 MAX_CREDENTIAL: Final = 4096
@@ -38,78 +38,7 @@ _WITH_CREDENTIAL: Final = 1
 _ENROL_AGAIN: Final = "if the card is worn out replace it; then enrol this device again (edgeseal-agent enrol request)"
 _LOCK_SUITE: Final = 1  # ChaCha20-Poly1305: no AES instructions needed
 
-Lines = Annotated[list[str], msgspec.Meta(max_length=16)]
 Key: TypeAlias = tuple[str, int]  # model and release
-S = TypeVar("S", bound=msgspec.Struct)
-
-
-class _Identity(msgspec.Struct, frozen=True, array_like=True, forbid_unknown_fields=True):
-    format: int
-    device: str
-    current: list[Any]
-    former: list[Any] | None
-    ceiling: Annotated[int, msgspec.Meta(ge=0)]
-    resynced: bool
-    refusals: Annotated[int, msgspec.Meta(ge=0)]
-    k_rng: Annotated[bytes, msgspec.Meta(min_length=32, max_length=32)]
-    sources: dict[str, Lines]
-
-
-class _Generation(msgspec.Struct, frozen=True, array_like=True, forbid_unknown_fields=True):
-    suite: int
-    seed: bytes
-    psk: bytes
-    accepted_at: int | None
-    provisioned: bool
-
-
-class Pending(msgspec.Struct, frozen=True, array_like=True, forbid_unknown_fields=True):
-    """A key pair that waits for its enrolment grant."""
-
-    format: int
-    suite: int
-    seed: bytes
-    sources: Lines
-    hardware: Annotated[int, msgspec.Meta(ge=0)] = 0  # healthy hardware sources that took part
-
-    def __repr__(self) -> str:
-        """Never the seed."""
-        return f"Pending(suite={self.suite})"
-
-
-class Provenance(msgspec.Struct, frozen=True, array_like=True, forbid_unknown_fields=True):
-    """Which station made this device what it is, and what its key was drawn from (edgeseal.provisioning).
-
-    `grant` is the SHA-384 of the sealed grant, `pin` names the key that may authorise a factory reset.
-    """
-
-    format: int
-    kid: bytes
-    grant: bytes
-    receipt: bytes
-    pin: bytes
-    station: str
-    batch: str
-    hardware: Annotated[int, msgspec.Meta(ge=0)]
-    sources: Lines
-
-
-class ContentKey(msgspec.Struct, frozen=True, array_like=True, forbid_unknown_fields=True):
-    """A content key held, to be dropped at `not_after` (Unix seconds)."""
-
-    model: str
-    release: Annotated[int, msgspec.Meta(ge=1)]
-    ck: Annotated[bytes, msgspec.Meta(min_length=CK_LENGTH, max_length=CK_LENGTH)]
-    not_after: Annotated[int, msgspec.Meta(ge=0)]
-
-    def __repr__(self) -> str:
-        """Never the key."""
-        return f"ContentKey(model={self.model!r}, release={self.release})"
-
-
-class _ContentKeys(msgspec.Struct, frozen=True, array_like=True, forbid_unknown_fields=True):
-    format: int
-    keys: list[ContentKey]
 
 
 def systemd_credential() -> bytes | None:
@@ -158,7 +87,7 @@ class KeyStore:
     def pending(self) -> Pending | None:
         """Return the key pair that waits for its grant."""
         slot = self._pending.read()
-        return None if slot is None else _decode(slot.payload, Pending, "pending enrolment")
+        return None if slot is None else decode(slot.payload, Pending, "pending enrolment")
 
     def keep_pending(self, suite: int, seed: bytes, sources: Sequence[str], *, hardware: int = 0) -> None:
         """Make a fresh key pair durable before its public half is shown to anybody."""
@@ -184,11 +113,11 @@ class KeyStore:
     def provenance(self) -> Provenance | None:
         """Return which station provisioned this device, None if it was enrolled by hand."""
         slot = self._provenance.read()
-        return None if slot is None else _decode(slot.payload, Provenance, "provenance")
+        return None if slot is None else decode(slot.payload, Provenance, "provenance")
 
     def keep_provenance(self, provenance: Provenance) -> None:
         """Make it durable; the identity that is written next makes it count."""
-        self._provenance.write(cbor.encode(cbor.to_map(provenance)))
+        self._provenance.write(cbor.encode(cbor.to_map(provenance)), everywhere=True)
 
     def destroy(self) -> None:
         """Make every secret unreadable, durably: first the file secret that all of them are sealed under.
@@ -223,7 +152,7 @@ class KeyStore:
 
         Raises NotAuthorisedError before enrolment, IntegrityError if it is damaged or sealed under another secret.
         """
-        return _identity(self._stored())
+        return self._stored().identity()
 
     def k_rng(self) -> bytes:
         """Return the provisioning host's contribution to this device's randomness."""
@@ -248,7 +177,7 @@ class KeyStore:
         slot = self._keys.read()
         if slot is None:
             return {}
-        keys = _decode(slot.payload, _ContentKeys, "content keys").keys
+        keys = decode(slot.payload, ContentKeys, "content keys").keys
         return {(k.model, k.release): k for k in keys}
 
     def keep_content_keys(self, keys: Iterable[ContentKey]) -> None:
@@ -259,13 +188,13 @@ class KeyStore:
         except NoneSoundError:
             held = None
         if new != held:
-            message = _ContentKeys(FORMAT, [new[k] for k in sorted(new)])
+            message = ContentKeys(FORMAT, [new[k] for k in sorted(new)])
             everywhere = held is None or bool(held.keys() - new.keys())
             self._keys.write(cbor.encode(cbor.to_map(message)), everywhere=everywhere)
 
     # Sealing -----------------------------------------------------------------------------------------------------
 
-    def _stored(self) -> _Identity:
+    def _stored(self) -> StoredIdentity:
         try:
             slot = self._identity.read()
         except NoneSoundError as e:
@@ -275,20 +204,10 @@ class KeyStore:
                 "this device is not enrolled",
                 hint="edgeseal-agent enrol request, then edgeseal-agent enrol accept with the fleet's grant",
             )
-        return _decode(slot.payload, _Identity, "identity")
+        return decode(slot.payload, StoredIdentity, "identity")
 
     def _write_identity(self, identity: Identity, k_rng: bytes, sources: dict[str, list[str]]) -> None:
-        stored = _Identity(
-            FORMAT,
-            identity.device,
-            _generation_list(identity.current),
-            None if identity.former is None else _generation_list(identity.former),
-            identity.ceiling,
-            identity.resynced,
-            identity.refusals,
-            k_rng,
-            sources,
-        )
+        stored = StoredIdentity.make(identity, k_rng=k_rng, sources=sources)
         self._identity.write(cbor.encode(cbor.to_map(stored)))
 
     def _slots(self, name: str) -> TwoSlots:
@@ -337,36 +256,3 @@ def _lost_secret(path: Path) -> IntegrityError:
         f"{path} is missing, and without it the identity beside it cannot be opened",
         hint="restore it from where it was moved to, or remove the state directory and enrol this device anew",
     )
-
-
-def _generation_list(generation: Generation) -> list[Any]:
-    return [
-        generation.suite,
-        generation.seed,
-        generation.psk,
-        generation.accepted_at,
-        generation.provisioned,
-    ]
-
-
-def _generation(values: list[Any]) -> Generation:
-    try:
-        wire = msgspec.convert(values, _Generation, strict=True)
-    except msgspec.ValidationError as e:
-        raise FormatError(f"identity: {e}") from e
-    return Generation(wire.suite, wire.seed, wire.psk, wire.accepted_at, wire.provisioned)
-
-
-def _identity(stored: _Identity) -> Identity:
-    return Identity(
-        device=stored.device,
-        current=_generation(stored.current),
-        former=None if stored.former is None else _generation(stored.former),
-        ceiling=stored.ceiling,
-        resynced=stored.resynced,
-        refusals=stored.refusals,
-    )
-
-
-def _decode(payload: bytes, schema: type[S], what: str) -> S:
-    return cbor.decode_map(payload, schema, max_length=2**20, what=what)
