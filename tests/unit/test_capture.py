@@ -162,6 +162,13 @@ def test_nothing_is_overwritten(tmp_path: Path, there: str) -> None:
     assert device.next == 0  # it was not even read
 
 
+def test_a_place_that_cannot_be_written_to_is_found_before_an_hour_of_sampling(tmp_path: Path) -> None:
+    device = Counter()
+    with pytest.raises(UsageError, match="no directory"):
+        capture(lambda: device, tmp_path / "nowhere" / "x", Plan(10))
+    assert device.next == 0
+
+
 def test_a_sequence_cannot_be_resumed(tmp_path: Path) -> None:
     Files.named(tmp_path / "x").part.write_bytes(b"")
     with pytest.raises(UsageError, match="not be consecutive"):

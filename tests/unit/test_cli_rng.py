@@ -373,10 +373,13 @@ def test_assess_refuses_what_is_no_capture(world: World) -> None:
     assert world("assess", file)[0] == 2
     file.write_bytes(bytes(range(256)) * 4)
     assert world("assess", file, "--bits", "4")[0] == 2
-    (world.place / "x.json").write_text('{"files": {"x.bin": "00"}}')
+    (world.place / "x.json").write_text('{"width": 8, "claim": 4, "files": {"x.bin": "00"}}')
     assert world("assess", file)[0] == 3  # the record is of other bytes
-    (world.place / "x.json").write_text("[1]")
-    assert world("assess", file)[0] == 3
+    for text in ("[1]", "{", "[" * 60_000, '{"width": 8, "claim": 4, "files": []}', " " * 100_000 + "{}"):
+        (world.place / "x.json").write_text(text)
+        assert world("assess", file)[0] == 3
+    (world.place / "x.json").write_text('{"width": 8, "claim": 4, "files": {}}')  # of something else
+    assert world("assess", file, "--quick")[0] == 0
 
 
 def test_the_bits_of_a_sample_come_from_the_record(world: World) -> None:

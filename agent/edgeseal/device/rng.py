@@ -27,6 +27,7 @@ if TYPE_CHECKING:
     from edgeseal.entropy.assess import Assessment, Estimate
     from edgeseal.entropy.drivers.base import Driver, Found
 
+_MAX_RECORD: Final = 65_536  # bytes
 MAX_ASSESSED: Final = 16 * 2**20  # bytes: minutes of work, half a gigabyte of memory
 _NONE: Final = "keys come from the operating system's generator alone"
 
@@ -205,9 +206,10 @@ def _configured(agent: Agent) -> list[Found]:
 def _assess(_agent: Agent, arguments: argparse.Namespace) -> Outcome:
     from edgeseal.entropy.assess import assess
 
-    record = _record(arguments.file)
+    samples = _samples(arguments.file)
+    record = _record(arguments.file, samples)
     width = arguments.bits or record.get("width") or 8
-    found = assess(_samples(arguments.file), width=width, predictors=not arguments.quick)
+    found = assess(samples, width=width, predictors=not arguments.quick)
     claim = record.get("claim")
     borne_out = None if claim is None else found.assessed >= claim
     about = found.as_dict() | {"file": str(arguments.file), "claim": claim, "claim_borne_out": borne_out}
@@ -228,25 +230,26 @@ def _samples(path: Path) -> bytes:
     return data
 
 
-def _record(path: Path) -> dict[str, Any]:
-    """Return the record beside a capture, empty if there is none.
+def _record(path: Path, samples: bytes) -> dict[str, Any]:
+    """Return width and claim from the record beside a capture, empty if there is none or it is of another file.
 
-    Raises FormatError if it is no record, or is of another file.
+    Raises FormatError if it is no record, or describes other samples.
     """
     import hashlib
 
     place = path.with_suffix(".json")
     try:
-        about = json.loads(place.read_bytes())
-        if path.name in about["files"] and about["files"][path.name] != hashlib.sha256(path.read_bytes()).hexdigest():
-            raise FormatError(
-                f"{path} is not the file that {place} describes", hint="capture again, or remove the record"
-            )
-        return {"width": int(about["width"]), "claim": float(about["claim"])} if path.name in about["files"] else {}
+        with place.open("rb") as f:
+            about = json.loads(f.read(_MAX_RECORD))
+        found = {"width": int(about["width"]), "claim": float(about["claim"])}
+        described = about["files"].get(path.name)
     except FileNotFoundError:
         return {}
-    except (ValueError, KeyError, TypeError, AttributeError):
+    except (ValueError, KeyError, TypeError, AttributeError, RecursionError):
         raise FormatError(f"{place} is not the record of a capture", hint="remove it and give --bits") from None
+    if described not in (None, hashlib.sha256(samples).hexdigest()):
+        raise FormatError(f"{path} is not the file that {place} describes", hint="capture again, or remove the record")
+    return found if described else {}
 
 
 def _assessment_text(found: Assessment, claim: float | None) -> str:

@@ -83,7 +83,9 @@ class Files:
         return Files(*of)
 
     def refuse_overwrite(self, *, resume: bool) -> None:
-        """Raise UsageError if something is there that this capture would replace."""
+        """Raise UsageError if something is there that this capture would replace, or nothing can be written there."""
+        if not self.data.parent.is_dir() or not os.access(self.data.parent, os.W_OK):
+            raise UsageError(f"{self.data.parent} is no directory that this user may write to")
         taken = [f for f in (self.data, self.columns) if f.exists()]
         if taken:
             raise UsageError(f"{taken[0]} is there already", hint="a capture is never overwritten: choose another name")
@@ -249,7 +251,7 @@ def _interrupted(files: Files, plan: Plan) -> dict[str, Any] | None:
     try:
         about = json.loads(files.record.read_bytes())
         same = about["layout"] == _layout(plan) and about["shift"] == plan.shift
-    except (OSError, ValueError, KeyError, TypeError):
+    except (OSError, ValueError, KeyError, TypeError, RecursionError):
         raise UsageError(f"{files.record} does not describe {files.part}", hint="remove both, begin again") from None
     if not same:
         raise UsageError(f"{files.part} was begun with other numbers: {about['layout']}, shift {about['shift']}")
