@@ -12,7 +12,7 @@ import pytest
 from tests.unit.line_card import Card, check, copied
 from tests.unit.line_world import ENROL, ROOT, Line, order
 
-from edgeseal.device import board, enrol, provision
+from edgeseal.device import board, doctor, enrol, provision
 from edgeseal.device.agent import RESETTING
 from edgeseal.device.line_home import DeviceHome
 from edgeseal.enrolment import Grant, Record
@@ -327,3 +327,13 @@ def test_numbers_of_a_board(tmp_path: Path) -> None:
 
 def test_board_that_tells_nothing(tmp_path: Path) -> None:
     assert board.read(tmp_path) == Board()
+
+
+def test_doctor_says_whether_the_line_is_closed(card: Card) -> None:
+    line = Line()
+    station = line.station()
+    line.link.run(station, card.boot(line.link.clock), until=lambda: station.result is not None)
+    found = {f.check: f for f in doctor.examine(card.agent())}["line"]
+    assert (found.verdict, found.hint) == ("warning", "edgeseal-agent lock")
+    provision.lock(card.agent())
+    assert {f.check: f for f in doctor.examine(card.agent())}["line"].verdict == "ok"

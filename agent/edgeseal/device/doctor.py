@@ -8,6 +8,7 @@ import time
 from dataclasses import asdict, dataclass
 from typing import TYPE_CHECKING, Final, Literal, TypeAlias
 
+from edgeseal.device.profile import LOCKED
 from edgeseal.errors import EdgesealError
 
 if TYPE_CHECKING:
@@ -36,6 +37,7 @@ def examine(agent: Agent) -> list[Finding]:
         ("cryptography", _cryptography),
         ("enrolment", _enrolment),
         ("secrets", _secrets),
+        ("line", _line),
         ("state directory", _directory),
         ("clock", _clock),
         ("metadata", _metadata),
@@ -85,6 +87,13 @@ def _secrets(agent: Agent) -> Finding:
             "secrets", "warning", f"{detail}; the factory still knows this device's PSK", "let it reach its fleet once"
         )
     return Finding("secrets", "ok", detail)
+
+
+def _line(agent: Agent) -> Finding:
+    if (agent.directory / LOCKED).exists():
+        return Finding("line", "ok", "locked: no manufacturing station has a say")
+    detail = "not locked: on its serial lines this device answers the station that provisioned it"
+    return Finding("line", "warning", detail, "edgeseal-agent lock")
 
 
 def _directory(agent: Agent) -> Finding:

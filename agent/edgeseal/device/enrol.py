@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Final
 
 from edgeseal import __version__
 from edgeseal.device import profile
-from edgeseal.device.reset import LOCKED
+from edgeseal.device.profile import LOCKED
 from edgeseal.durable import write_atomic
 from edgeseal.enrolment import Grant, Request
 from edgeseal.errors import NotAuthorisedError, UsageError

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Final, Literal
 
 from edgeseal import __version__
 from edgeseal.device import board, profile, reset
+from edgeseal.device.profile import LOCKED
 from edgeseal.durable import sweep, write_atomic
 from edgeseal.entropy import EntropyError
 from edgeseal.errors import NotAuthorisedError
@@ -49,7 +50,7 @@ class DeviceHome:
         keys = self._agent.keys
         if not keys.enrolled():
             return Stage.FRESH
-        if (self._agent.directory / reset.LOCKED).exists() or keys.provenance() is None:
+        if (self._agent.directory / LOCKED).exists() or keys.provenance() is None:
             return Stage.LOCKED
         return Stage.PROVISIONED if keys.identity().current.provisioned else Stage.LOCKED
 
@@ -170,6 +171,6 @@ class DeviceHome:
 
 def write_lock(agent: Agent) -> None:
     """End provisioning durably: the unit's condition, and what `stage` reads. The caller holds the agent's lock."""
-    path = agent.directory / reset.LOCKED
+    path = agent.directory / LOCKED
     if not path.exists():
         write_atomic(path, json.dumps({"locked_at": int(agent.clock())}).encode() + b"\n", mode=0o644)

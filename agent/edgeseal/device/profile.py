@@ -13,6 +13,7 @@ if TYPE_CHECKING:
     from pathlib import Path
 
 FORMAT: Final = 1
+LOCKED: Final = "locked"  # this file ends the manufacturing line; the unit's condition
 MAX_ROOT: Final = 1_048_576
 _PROFILE: Final = "profile.json"
 _ROOT: Final = "root.json"

@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Final
 
 from edgeseal.device import profile
 from edgeseal.device.agent import RESETTING
+from edgeseal.device.profile import LOCKED
 from edgeseal.durable import fsync_directory, write_atomic
 from edgeseal.provisioning import Destroyed
 
@@ -21,7 +22,6 @@ if TYPE_CHECKING:
     from edgeseal.device.agent import Agent
 
 DESTROYED: Final = "destroyed"
-LOCKED: Final = "locked"
 _DIRECTORIES: Final = ("trust", "targets", "objects")
 _MAX: Final = 1024
 
