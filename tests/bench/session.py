@@ -35,7 +35,7 @@ if TYPE_CHECKING:
 
 EXCHANGES: Final = 1500
 DEVICES: Final = 50
-IN_MEMORY: Final = 4  # devices: the in-memory registry copies all of them in each transaction, a cost only it has
+IN_MEMORY: Final = 1  # device: the in-memory registry copies all of them in each transaction, a cost only it has
 GROUP: Final = 32  # devices that wait at the same moment
 CLIENTS: Final = 16
 TICKS: Final = os.sysconf("SC_CLK_TCK")

@@ -175,3 +175,16 @@ def test_map_of_a_struct_round_trip() -> None:
 def test_map_of_another_shape_refused_by_name(data: bytes) -> None:
     with pytest.raises(FormatError, match=r"^pair: "):
         cbor.decode_map(data, Pair, max_length=100, what="pair")
+
+
+@given(VALUES.filter(lambda value: depth(value) <= cbor.MAX_DEPTH))
+def test_encoding_is_cbor2s_canonical_one_whatever_the_order_of_maps(value: cbor.Value) -> None:
+    assert cbor.encode(value) == cbor2.dumps(value, canonical=True)
+    assert cbor.encode(_turned(value)) == cbor.encode(value)
+
+
+def _turned(value: cbor.Value) -> cbor.Value:
+    """The same value with every map in another order."""
+    if isinstance(value, dict):
+        return {k: _turned(v) for k, v in reversed(value.items())}  # type: ignore[return-value]
+    return [_turned(v) for v in value] if isinstance(value, list) else value
