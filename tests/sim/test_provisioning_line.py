@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import os
 import select
+import shutil
 import signal
 import subprocess
 import sys
@@ -180,6 +181,23 @@ def test_kill_9_of_the_device_at_every_message(tmp_path: Path, number: int, mome
     assert killer.up_again or number == 3, "only the lock keeps a device from coming up again"
     agree(tmp_path, book)
     assert Card(tmp_path).home().stage() is Stage.LOCKED
+
+
+def test_device_that_forgets_what_it_was_given_is_caught(tmp_path: Path) -> None:
+    """Negative control: the card is empty after the kill; the device comes to another identity than was offered."""
+    book = MemoryBook()
+    with bench(baud=FAST) as (line,), device(tmp_path, line.device) as agent:
+        agent.start()
+        killer = Killer(line, agent, 2, "after")
+
+        def wipe() -> None:
+            if killer.killed and killer.up_again is None:
+                shutil.rmtree(tmp_path / "state")
+            killer()
+
+        assert converse(station(book, patience=8.0), line.station, each=wipe).passed
+    with pytest.raises((AssertionError, ValueError)):
+        agree(tmp_path, book)
 
 
 @pytest.mark.parametrize("count", [300, 2600, 4200, 5600, 6600])
