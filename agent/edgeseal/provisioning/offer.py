@@ -118,7 +118,10 @@ class Book(Protocol):
         """
 
     def granted(self, offer: Offer, identity: Identity) -> None:
-        """Keep the offer: the grant leaves next. Called once for each new offer."""
+        """Keep the offer: the grant leaves next. Called once for each new offer.
+
+        Where several stations share one memory, this is where a key that another one has taken meanwhile is refused.
+        """
 
     def provisioned(self, result: Provisioned) -> None:
         """Note that the device has confirmed; called again if it confirms again."""
