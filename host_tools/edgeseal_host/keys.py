@@ -17,8 +17,8 @@ from typing import TYPE_CHECKING, Any, Final
 
 from cryptography.exceptions import UnsupportedAlgorithm
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
-from cryptography.hazmat.primitives.asymmetric.mldsa import MLDSA44PrivateKey, MLDSA65PrivateKey
-from cryptography.hazmat.primitives.serialization import load_pem_private_key
+from cryptography.hazmat.primitives.asymmetric.mldsa import MLDSA44PrivateKey, MLDSA65PrivateKey, MLDSA65PublicKey
+from cryptography.hazmat.primitives.serialization import load_pem_private_key, load_pem_public_key
 from securesystemslib.exceptions import FormatError as CanonicalError
 from securesystemslib.signer import CryptoSigner, Key, SSlibKey
 
@@ -127,6 +127,28 @@ class KeyDirectory:
         if own.keyval != public.keyval:
             raise FormatError(f"{name}.key and {name}.pub.json are not halves of one key", hint="restore them together")
         return CryptoSigner(private, public)
+
+    def public_mldsa65(self, name: str) -> bytes:
+        """Return the public half of an ML-DSA-65 key as FIPS 204 encodes it, 1,952 bytes.
+
+        Raises UsageError for a key of another kind.
+        """
+        public = self.public(name)
+        loaded = load_pem_public_key(str(public.keyval["public"]).encode())
+        if not isinstance(loaded, MLDSA65PublicKey):
+            raise UsageError(f"{name} is a {public.scheme} key; ml-dsa-65 is needed")
+        return loaded.public_bytes_raw()
+
+    def mldsa65(self, name: str, passphrase: bytes | None) -> MLDSA65PrivateKey:
+        """Return an ML-DSA-65 key itself, for signatures under a context of their own (FIPS 204 §5.2).
+
+        Raises UsageError for a key of another kind, NotAuthorisedError for a missing or wrong passphrase.
+        """
+        public = self.public_mldsa65(name)
+        private = self._private(name, passphrase)
+        if not isinstance(private, MLDSA65PrivateKey) or private.public_key().public_bytes_raw() != public:
+            raise FormatError(f"{name}.key and {name}.pub.json are not halves of one key", hint="restore them together")
+        return private
 
     def family(self, name: str, passphrase: bytes | None) -> bytes:
         """Return a family secret, 32 bytes.
