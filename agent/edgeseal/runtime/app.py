@@ -18,6 +18,7 @@ from typing import TYPE_CHECKING, Any, Final
 
 from edgeseal import __version__
 from edgeseal.errors import FormatError
+from edgeseal.runtime import page
 from edgeseal.runtime.bounds import Bounds
 from edgeseal.runtime.counters import Counters
 from edgeseal.runtime.engine import Stop
@@ -26,7 +27,7 @@ try:
     from starlette.applications import Starlette
     from starlette.middleware import Middleware
     from starlette.requests import ClientDisconnect
-    from starlette.responses import JSONResponse, PlainTextResponse, Response
+    from starlette.responses import HTMLResponse, JSONResponse, PlainTextResponse, Response
     from starlette.routing import Route
 except ImportError as e:  # pragma: no cover - depends on what is installed
     raise ImportError("edgeseal-serve needs the extra 'serve': pip install 'edgeseal[serve,onnx]'") from e
@@ -39,7 +40,7 @@ except ImportError as e:  # pragma: no cover - depends on what is installed
     raise ImportError("edgeseal-serve needs the extra 'onnx': pip install 'edgeseal[serve,onnx]'") from e
 
 if TYPE_CHECKING:
-    from collections.abc import AsyncIterator, Mapping, Sequence
+    from collections.abc import AsyncIterator, Callable, Mapping, Sequence
 
     from starlette.requests import Request
     from starlette.types import ASGIApp, Message, Receive, Scope, Send
@@ -47,6 +48,7 @@ if TYPE_CHECKING:
     from edgeseal.runtime.engine import Signature
     from edgeseal.runtime.models import Loaded, Models
 
+_EXTENSIONS: Final = ["binary_tensor_data", "model_repository"]
 _HEADER: Final = "inference-header-content-length"
 
 
@@ -62,11 +64,22 @@ class _RefusedError(Exception):
 class Server:
     """The routes over `Models`."""
 
-    def __init__(self, models: Models, bounds: Bounds | None = None) -> None:
-        """Let requests beyond `bounds.concurrency` wait for their turn; send away those beyond `bounds.waiting`."""
+    def __init__(
+        self,
+        models: Models,
+        bounds: Bounds | None = None,
+        *,
+        notes: Callable[[str], Mapping[str, Any]] = lambda _: {},
+    ) -> None:
+        """Let requests beyond `bounds.concurrency` wait for their turn; send away those beyond `bounds.waiting`.
+
+        `notes` returns what the agent left beside a model.
+        """
         self.models = models
         self.counters = Counters()
         self.draining = False
+        self.status: Mapping[str, Any] = {}  # the supervisor's, by model: what one worker cannot know
+        self._notes = notes
         self._bounds = bounds or Bounds()
         self._workers = ThreadPoolExecutor(self._bounds.concurrency, thread_name_prefix="infer")
         self._inside = 0  # requests being read, waiting or running
@@ -80,6 +93,11 @@ class Server:
             Route("/v2/health/live", self.live),
             Route("/v2/health/ready", self.ready),
             Route("/metrics", self.metrics),
+            Route("/v2/repository/index", self.index, methods=["POST"]),
+            Route("/v2/repository/models/{model}/load", self.load, methods=["POST"]),
+            Route("/v2/repository/models/{model}/unload", self.unload, methods=["POST"]),
+            Route("/", self.page),
+            Route("/style.css", self.style),
         ]
         for prefix in ("/v2/models/{model}", "/v2/models/{model}/versions/{version}"):
             routes += [
@@ -102,7 +120,42 @@ class Server:
 
     async def metadata(self, _request: Request) -> Response:
         """Server metadata."""
-        return JSONResponse({"name": "edgeseal-serve", "version": __version__, "extensions": ["binary_tensor_data"]})
+        return JSONResponse({"name": "edgeseal-serve", "version": __version__, "extensions": _EXTENSIONS})
+
+    async def page(self, _request: Request) -> Response:
+        """Answer the page for a person."""
+        loaded = self.models.all()
+        names = {m.model for m in loaded} | set(self.status)
+        notes = await asyncio.to_thread(lambda: {name: self._notes(name) for name in names})
+        text = page.render(loaded, self.counters.total(), self.status, notes)
+        headers = {"Content-Security-Policy": page.CSP, "Cache-Control": "no-store", "Referrer-Policy": "no-referrer"}
+        return HTMLResponse(text, headers=headers)
+
+    async def style(self, _request: Request) -> Response:
+        """Answer the page's style sheet."""
+        return Response(page.STYLE, media_type="text/css")
+
+    async def index(self, _request: Request) -> Response:
+        """Model repository extension: what is here and whether it is ready."""
+        ready = [{"name": m.model, "version": str(m.release), "state": "READY"} for m in self.models.all()]
+        failed = [
+            {"name": model, "state": "UNAVAILABLE", "reason": reason}
+            for model, reason in self.models.failed.items()
+            if model not in self.models.loaded
+        ]
+        return JSONResponse([*ready, *failed])
+
+    async def load(self, request: Request) -> Response:
+        """Model repository extension: true already for what serves; nothing else can be loaded by a client."""
+        try:
+            self._model(request)
+        except LookupError as e:
+            return _error(400, f"{e}; edgeseal-agent decides which releases serve")
+        return Response(status_code=200)
+
+    async def unload(self, _request: Request) -> Response:
+        """Model repository extension: never by a client."""
+        return _error(400, "edgeseal-agent decides which releases serve: edgeseal-agent rollback, or assign another")
 
     async def live(self, _request: Request) -> Response:
         """Answer that the process answers."""

@@ -101,11 +101,14 @@ class Counters:
         with self._lock:
             return msgspec.to_builtins(self.own, str_keys=True)
 
+    def total(self) -> Tallies:
+        """Return own tallies and history together."""
+        with self._lock:
+            return merge(self.history, self.own)
+
     def text(self, serving: Iterable[tuple[str, int]]) -> str:
         """Return Prometheus' text format (exposition format 0.0.4)."""
-        with self._lock:
-            total = merge(self.history, self.own)
-        return render(total, serving)
+        return render(self.total(), serving)
 
 
 def tallies(data: object) -> Tallies:

@@ -1,14 +1,19 @@
-"""Where `edgeseal-serve` listens: loopback or a UNIX socket, never the network."""
+"""Where `edgeseal-serve` listens: loopback or a UNIX socket, never the network.
+
+systemd can hold the socket instead (edgeseal-serve.socket): connections then wait while the service restarts.
+"""
 
 from __future__ import annotations
 
 import contextlib
+import ipaddress
 import os
 import socket
 from pathlib import Path
 
 from edgeseal.errors import IncompatibleError, UsageError
 
+_FIRST_PASSED = 3  # sd_listen_fds(3)
 _LOOPBACK = frozenset({"127.0.0.1", "localhost", "[::1]"})
 
 
@@ -24,6 +29,38 @@ def listen(address: str) -> tuple[socket.socket, str]:
         raise IncompatibleError(
             f"cannot listen on {address}: {e.strerror}", hint="is another edgeseal-serve running?"
         ) from e
+
+
+def passed() -> tuple[socket.socket, str] | None:
+    """Return the socket that systemd passed (sd_listen_fds(3)) and its address, None if it passed none.
+
+    Raises UsageError for anything but one listening loopback or UNIX socket.
+    """
+    if os.environ.get("LISTEN_PID") != str(os.getpid()):
+        return None
+    count = os.environ.get("LISTEN_FDS", "")
+    for name in ("LISTEN_PID", "LISTEN_FDS", "LISTEN_FDNAMES"):
+        os.environ.pop(name, None)  # workers are not meant
+    if count != "1":
+        raise UsageError(f"systemd passed {count or 'no'} sockets; edgeseal-serve takes exactly one")
+    listener = socket.socket(fileno=_FIRST_PASSED)
+    listener.set_inheritable(False)
+    if listener.type != socket.SOCK_STREAM or not listener.getsockopt(socket.SOL_SOCKET, socket.SO_ACCEPTCONN):
+        raise UsageError("the socket that systemd passed is not a listening stream socket")
+    return listener, _address(listener)
+
+
+def _address(listener: socket.socket) -> str:
+    """Return the address as clients write it. Raises UsageError for one that a network reaches."""
+    name = listener.getsockname()
+    if listener.family == socket.AF_UNIX:
+        return f"unix:{name}"
+    if not ipaddress.ip_address(name[0]).is_loopback:
+        raise UsageError(
+            f"systemd passed a socket on {name[0]}", hint="ListenStream= must be a path or an address of loopback"
+        )
+    host = f"[{name[0]}]" if listener.family == socket.AF_INET6 else name[0]
+    return f"http://{host}:{name[1]}"
 
 
 def _unix(path: str) -> socket.socket:

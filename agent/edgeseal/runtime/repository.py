@@ -12,16 +12,21 @@ memory is too small, an encrypted disk can be allowed on purpose; `on_disk` then
 from __future__ import annotations
 
 import contextlib
+import json
 import os
 import shutil
 import stat
 from pathlib import Path
-from typing import Final
+from typing import TYPE_CHECKING, Any, Final
 
 from edgeseal.errors import EdgesealError, FormatError, IncompatibleError, UsageError
 from edgeseal.names import check_model_name, is_model_name
 
+if TYPE_CHECKING:
+    from collections.abc import Mapping
+
 CURRENT: Final = "current"
+_NOTES: Final = ".notes.json"
 _STAGED: Final = ".staged-"
 _NEXT: Final = ".next-current"
 _IN_MEMORY: Final = frozenset({"tmpfs", "ramfs"})
@@ -140,6 +145,24 @@ class ModelRepository:
         """Remove a model and its `current` link."""
         self.withdraw(model)
         _remove(self._model(model))
+
+    # Notes for people ----------------------------------------------------------------------------------------------
+
+    def note(self, model: str, about: Mapping[str, Any]) -> None:
+        """Leave something for runtimes' pages beside a model: its gate's figures, its last rollback. Nothing secret."""
+        path = self._model(model) / _NOTES
+        temporary = path.with_name(path.name + ".next")
+        temporary.write_text(json.dumps(about), encoding="utf-8")
+        self._own(temporary, 0o640 if self._group else 0o600)
+        temporary.replace(path)  # in memory: nothing to flush
+
+    def notes(self, model: str) -> dict[str, Any]:
+        """Return what was left beside a model; nothing if there is nothing that can be read."""
+        try:
+            found = json.loads((self._model(model) / _NOTES).read_text("utf-8"))
+        except (OSError, ValueError, EdgesealError):
+            return {}
+        return found if isinstance(found, dict) else {}
 
     def sweep(self) -> None:
         """Remove what a killed process left: staged releases and half-made links."""

@@ -22,7 +22,7 @@ from edgeseal import __version__
 from edgeseal.durable import write_atomic
 from edgeseal.errors import EdgesealError, UsageError
 from edgeseal.runtime.bounds import MIB, Bounds
-from edgeseal.runtime.listen import listen
+from edgeseal.runtime.listen import listen, passed
 from edgeseal.runtime.repository import ModelRepository
 from edgeseal.runtime.supervisor import Settings, Supervisor
 
@@ -43,11 +43,13 @@ def main(argv: Sequence[str] | None = None) -> int:
     try:
         settings = _settings(arguments)
         _check_extras()
-        listener, url = listen(arguments.listen)
+        given = passed()
+        listener, url = given or listen(arguments.listen)
     except EdgesealError as e:
         sys.stderr.write(f"error: {e}\n")
         return e.exit_code
-    listener.listen(_BACKLOG)
+    if not given:
+        listener.listen(_BACKLOG)
     repository = ModelRepository(arguments.models, allow_disk=True)
     supervisor = Supervisor(listener, repository, settings, announce=lambda: _announce(arguments.ready_file, url))
     for number in (signal.SIGTERM, signal.SIGINT):
@@ -55,7 +57,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     try:
         supervisor.run()
     finally:
-        _withdraw(arguments.ready_file, url)
+        _withdraw(arguments.ready_file, "" if given else url)
     return 0
 
 

@@ -24,6 +24,8 @@ import time
 from dataclasses import asdict, dataclass, field
 from typing import TYPE_CHECKING, Any, Final, Literal
 
+import msgspec
+
 from edgeseal.runtime import serve_status
 from edgeseal.runtime.counters import Tallies, Tally, merge, tallies
 from edgeseal.runtime.follow import Release, wanted
@@ -40,6 +42,7 @@ MAX_MESSAGE: Final = 2**18
 LOAD_SECONDS: Final = 300.0
 END_SECONDS: Final = 40.0  # a worker that drains has this long; a little more than it gives itself
 WORKER_BYTES: Final = 96 * 2**20  # interpreter, engine and web server before any model, measured
+_KEPT: Final = 16  # releases of a model whose counts are kept
 _LOOK_SECONDS: Final = 0.2
 _STATUS_SECONDS: Final = 1.0
 _BACKOFF: Final = (0.1, 10.0)  # seconds before a crashed worker is started again: first, most
@@ -122,7 +125,7 @@ class Supervisor:
         self._asked = settings.switch != "load-on-demand"  # whether somebody wants an answer
         self._mode: serve_status.Switch = "hand-over" if settings.switch == "auto" else settings.switch
         self._stopping = False
-        self._written: tuple[float, object] = (0.0, None)
+        self._written: tuple[float, serve_status.ServeStatus | None] = (0.0, None)
         self._selector = selectors.DefaultSelector()
         self._listening = False
 
@@ -237,6 +240,7 @@ class Supervisor:
         child.say(
             {
                 "listener": fd,
+                "root": str(self._repository.root),
                 "releases": [[r.model, r.number, str(r.directory)] for r in releases.values()],
                 "failed": {m: f.reason for m, f in self._failed.items()},
                 "threads": self._settings.threads,
@@ -351,7 +355,7 @@ class Supervisor:
         while child.control in self._selector_map():
             self._read(child)
         child.control.close()
-        self._history = merge(self._history, child.counted)
+        self._history = _newest(merge(self._history, child.counted))
         if child in self._leaving:
             self._leaving.remove(child)
         else:
@@ -403,34 +407,38 @@ class Supervisor:
         return serve_status.ServeStatus(pid=os.getpid(), boot=serve_status.boot_id(), models=models)
 
     def _write_status(self) -> None:
-        """Write the file if it says something else: changes of state at once, counts once a second."""
-        path = self._settings.status_file
-        if path is None:
-            return
+        """Tell worker and file if there is something else to say: changes of state at once, counts once a second."""
         status = self.status()
         at, before = self._written
         if status == before:
             return
-        counts_only = isinstance(before, serve_status.ServeStatus) and _without_counts(before) == _without_counts(
-            status
-        )
-        if counts_only and time.monotonic() - at < _STATUS_SECONDS:
+        changed = before is None or _without_releases(before) != _without_releases(status)
+        if not changed and time.monotonic() - at < _STATUS_SECONDS:
+            return
+        self._written = (time.monotonic(), status)
+        if changed and self._serving is not None:
+            self._serving.say({"status": _plain(_without_releases(status))})
+        if self._settings.status_file is None:
             return
         try:
-            serve_status.write(path, status)
+            serve_status.write(self._settings.status_file, status)
         except OSError as e:
             logger.warning("the status file cannot be written: %s", e)
-        self._written = (time.monotonic(), status)
 
 
-def _without_counts(status: serve_status.ServeStatus) -> dict[str, object]:
-    return {m: (s.serving, s.candidate, s.failed, s.mode) for m, s in status.models.items()}
+def _newest(history: Tallies) -> Tallies:
+    """Forget old releases: a device that runs for years has many, and each message carries all that is kept."""
+    return {m: {n: t for n, t in r.items() if n in sorted(r)[-_KEPT:]} for m, r in history.items()}
 
 
 def _failed_status(failure: Failure | None) -> serve_status.FailedStatus | None:
     if failure is None:
         return None
     return serve_status.FailedStatus(failure.release.number, failure.reason[:400], failure.at)
+
+
+def _without_releases(status: serve_status.ServeStatus) -> dict[str, serve_status.ModelStatus]:
+    return {m: msgspec.structs.replace(s, releases={}) for m, s in status.models.items()}
 
 
 def _release_status(tally: Tally) -> serve_status.ReleaseStatus:
@@ -441,10 +449,8 @@ def _release_status(tally: Tally) -> serve_status.ReleaseStatus:
     return serve_status.ReleaseStatus(tally.requests, tally.errors, tally.nan, tally.crashes, ms(0.5), ms(0.99))
 
 
-def _plain(history: Tallies) -> Any:  # noqa: ANN401 - JSON
-    import msgspec
-
-    return msgspec.to_builtins(history, str_keys=True)
+def _plain(value: object) -> Any:  # noqa: ANN401 - JSON
+    return msgspec.to_builtins(value, str_keys=True)
 
 
 def _how(code: int) -> str:

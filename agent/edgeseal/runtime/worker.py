@@ -2,9 +2,11 @@
 
 It inherits the listening socket and a control socket (one JSON object per message, SOCK_SEQPACKET):
 
-    supervisor -> worker   {"listener", "releases": [[model, release, directory]], "failed", "threads", "bounds"} first
+    supervisor -> worker   {"listener", "root", "releases": [[model, release, directory]], "failed", "threads",
+                            "bounds"}               first
                            {"accept": history}     take requests; history: what workers before it counted
                            {"history": history}    one of them has ended
+                           {"status": models}      what the page says beyond this worker
                            {"drain": true}         take no new connection, answer what comes on the others, end
                            {"end": true}           answer what has begun, end
     worker -> supervisor   {"loaded": [model], "failed": {model: reason}}
@@ -33,6 +35,7 @@ from edgeseal.runtime.app import Server
 from edgeseal.runtime.bounds import Bounds
 from edgeseal.runtime.counters import tallies
 from edgeseal.runtime.models import Models
+from edgeseal.runtime.repository import ModelRepository
 
 try:
     import uvicorn
@@ -58,7 +61,8 @@ class Worker:
         self._listener = socket.socket(fileno=order["listener"])
         releases = [(model, release, Path(directory)) for model, release, directory in order["releases"]]
         self._models = Models.load(releases, threads=order["threads"], failed=order["failed"])
-        self._server = Server(self._models, Bounds(**order["bounds"]))
+        repository = ModelRepository(Path(order["root"]), allow_disk=True)
+        self._server = Server(self._models, Bounds(**order["bounds"]), notes=repository.notes)
         config = uvicorn.Config(
             self._server.app(),
             log_config=None,
@@ -86,6 +90,7 @@ class Worker:
                 continue
             if "accept" in word or "history" in word:
                 self._server.counters.history = tallies(word.get("accept", word.get("history")))
+            self._server.status = word.get("status", self._server.status)
             if "accept" in word and serving is None:
                 serving = asyncio.create_task(self._serve())
                 serving.add_done_callback(lambda _: self._control.shutdown(socket.SHUT_RD))
