@@ -463,8 +463,9 @@ def _children(pid: int) -> list[int]:
 def test_the_worker_has_given_up_what_a_model_has_no_use_for() -> None:
     script = (
         "import os, resource, socket\n"
-        "from edgeseal.runtime import probe_worker\n"
-        "probe_worker._confine(30, os.getppid())\n"
+        "from edgeseal.runtime import confine\n"
+        "confine.limits(30, os.getppid())\n"
+        "confine.network()\n"
         "limits = [resource.getrlimit(r) for r in (resource.RLIMIT_CORE, resource.RLIMIT_FSIZE)]\n"
         "print(sorted(os.environ), *limits)\n"
         "print(os.listdir('/sys/class/net') if os.stat('/proc/self/ns/net').st_ino != OUTER else 'same')\n"

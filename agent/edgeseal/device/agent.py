@@ -5,11 +5,14 @@ Nothing is opened before it is used; what only an update needs is imported there
 
 from __future__ import annotations
 
+import hashlib
 import os
 import time
 from contextlib import contextmanager
 from functools import cached_property
 from typing import TYPE_CHECKING, Final
+
+import msgspec
 
 from edgeseal.device import profile
 from edgeseal.device.state import StateFile
@@ -180,10 +183,18 @@ class Agent:
             repository=self.models,
             command=runtime.command,
             unit=runtime.unit,
+            url=runtime.url,
+            status_file=runtime.status_file,
             probe=runtime.probe,
             probe_seconds=runtime.probe_seconds,
             probe_memory_mb=runtime.probe_memory_mb,
         )
+
+    @cached_property
+    def policy(self) -> bytes:
+        """Digest of what decides whether a release passes here: one that failed is tried again when it changes."""
+        rules = msgspec.json.encode([self.config.runtime, self.config.hardware], enc_hook=str)
+        return hashlib.sha256(rules).digest()[:16]
 
     def forget(self) -> None:
         """Drop what was read of an identity that is gone."""

@@ -15,6 +15,7 @@ from typing import Annotated, Final, Literal, get_type_hints
 import msgspec
 
 from edgeseal.errors import UsageError
+from edgeseal.runtime import serve_status
 
 DEFAULT_PATH: Final = Path("/etc/edgeseal/edgeseal.toml")
 MAX_CONFIG: Final = 65_536
@@ -65,11 +66,19 @@ class Paths(_Section, frozen=True):
 
 
 class Runtime(_Section, frozen=True):
-    """How a model is handed over, and what the acceptance probe may use."""
+    """How a model is handed over, what the acceptance probe may use, and how long and strictly a switch is watched.
 
-    adapter: Literal["serve", "exec", "systemd", "none"] = "serve"
+    `watch_error_rate` is the part of answers that may fail beyond what the release before had.
+    """
+
+    adapter: Literal["serve", "exec", "systemd", "oip-http", "none"] = "serve"
     command: Annotated[list[Name], msgspec.Meta(max_length=32)] = []
     unit: Annotated[str, msgspec.Meta(max_length=128)] = ""
+    url: Url | None = None
+    status_file: Path = serve_status.DEFAULT
+    activate_seconds: Seconds = 120
+    watch_seconds: Annotated[int, msgspec.Meta(ge=0, le=86_400)] = 60
+    watch_error_rate: Annotated[float, msgspec.Meta(ge=0, le=1)] = 0.05
     offers: Annotated[list[Name], msgspec.Meta(max_length=16)] | None = None
     probe: bool = True
     probe_seconds: Seconds = 60

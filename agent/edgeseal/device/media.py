@@ -95,7 +95,7 @@ def _install(
     check_commitment(ck, manifest.ck_commitment, model, release)
     held = agent.keys.content_keys()
     agent.keys.keep_content_keys([*held.values(), ContentKey(model, release, ck, not_after)])
-    if failed := agent.state().model(model).has_failed(data):
+    if failed := agent.state().model(model).has_failed(data, agent.policy):
         raise EdgesealError(
             f"{model} release {release} failed on this device before: {failed.reason}",
             hint="publish a mended model under the next release number",

@@ -1,8 +1,8 @@
 """Releases on this device: install, restore after a reboot, roll back, clear away.
 
 Order of an install, so that a power cut anywhere leaves the old or the new release: chunks are durable before anything
-is decrypted; the link is switched before the state says so; what rollback would need goes last. On the way up `restore`
-makes memory agree with the state again.
+is decrypted; the switch itself keeps a journal (edgeseal.device.trial). On the way up `restore` ends a switch that was
+cut off and makes memory agree with the state again.
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ import msgspec
 
 from edgeseal import __version__, install
 from edgeseal.contentkey import check_commitment
-from edgeseal.device.state import Installed, Model, State
+from edgeseal.device import trial
 from edgeseal.errors import (
     EdgesealError,
     IncompatibleError,
@@ -25,12 +25,13 @@ from edgeseal.errors import (
     UsageError,
 )
 from edgeseal.manifest import MAX_MANIFEST_LENGTH, Manifest
-from edgeseal.runtime.contract import ActivationError, Candidate
+from edgeseal.runtime.contract import Candidate
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping
 
     from edgeseal.device.agent import Agent
+    from edgeseal.device.state import Installed, Model
     from edgeseal.install import Objects
     from edgeseal.store import Kind
     from edgeseal.table import Table
@@ -119,50 +120,8 @@ def install_release(agent: Agent, manifest: Manifest, data: bytes, *, objects: O
         workers=agent.workers,
         progress=agent.counted(f"fetch {what}", total),
     )
-    _activate(agent, manifest, data, table)
+    trial.run(agent, manifest, data, lambda: _unpack(agent, manifest, table))
     return Outcome(manifest.model, manifest.release, fetched.bytes_fetched, fetched.bytes_reused, manifest.stored_size)
-
-
-def _activate(agent: Agent, manifest: Manifest, data: bytes, table: Table) -> None:
-    """Unpack, probe, switch, remember; roll back and remember why if a step refuses."""
-    adapter, state = agent.adapter(), agent.state()
-    model = state.model(manifest.model)
-    candidate = _unpack(agent, manifest, table)
-    try:
-        adapter.prepare(candidate)
-        agent.say(f"{manifest.model} release {manifest.release}: probing")
-        adapter.probe(candidate)
-        adapter.activate(candidate)
-    except EdgesealError as e:
-        _roll_back(agent, candidate)
-        if isinstance(e, RefusedError | IncompatibleError | ActivationError):
-            failed = model.with_failure(manifest.release, data, e.message)
-            agent.state_file.write(msgspec.structs.replace(state.with_model(manifest.model, failed), report_due=True))
-        raise
-    agent.state_file.write(_activated(state, manifest, data, int(agent.clock())))
-    adapter.commit(candidate)
-    agent.say(f"{manifest.model} release {manifest.release}: active")
-
-
-def _roll_back(agent: Agent, candidate: Candidate) -> None:
-    """Give the runtime what it had; an adapter that fails here too leaves at least the link right."""
-    try:
-        agent.adapter().rollback(candidate)
-    except EdgesealError as e:
-        agent.say(f"rollback: {e}")
-
-
-def _activated(state: State, manifest: Manifest, data: bytes, now: int) -> State:
-    model = state.model(manifest.model)
-    current = Installed(manifest.release, data, now)
-    same = model.current is not None and model.current.release == manifest.release
-    new = Model(
-        current=current,
-        previous=model.previous if same else model.current,
-        failed=[f for f in model.failed if f.release != manifest.release],
-        floor=max(model.floor, manifest.release),
-    )
-    return msgspec.structs.replace(state.with_model(manifest.model, new), report_due=True)
 
 
 def _unpack(agent: Agent, manifest: Manifest, table: Table) -> Candidate:
@@ -198,6 +157,8 @@ def restore(agent: Agent) -> list[str]:
     except OSError as e:
         problems.append(f"the model repository cannot be prepared: {e}")
     for name, model in agent.state().models.items():
+        problems += _resume(agent, name, model)
+        model = agent.state().model(name)  # noqa: PLW2901 - as the journal left it
         if model.current is None:
             continue
         try:
@@ -207,6 +168,17 @@ def restore(agent: Agent) -> list[str]:
             problems.append(f"{name} release {model.current.release} cannot be restored: {e}")
             _restore_previous(agent, model, problems)
     return problems
+
+
+def _resume(agent: Agent, name: str, model: Model) -> list[str]:
+    """Bring a switch that was cut off to its end; return what stands in the way."""
+    if model.trial is None:
+        return []
+    try:
+        trial.resume(agent, name)
+    except _CANNOT as e:
+        return [str(e) if isinstance(e, RefusedError) else f"{name} release {model.trial.release} is half-way: {e}"]
+    return []
 
 
 def _restore_one(agent: Agent, installed: Installed) -> None:
@@ -243,6 +215,12 @@ def roll_back(agent: Agent, name: str | None) -> Outcome:
         if len(state.models) != 1:
             raise UsageError(f"name a model: {', '.join(state.models) or 'none is installed'}")
         name = next(iter(state.models))
+    if trial.abandon(agent, name, "rolled back on the device"):
+        state = agent.state()
+        if (current := state.model(name).current) is None:
+            return Outcome(name, 0, 0, 0, 0)
+        size = Manifest.from_bytes(current.manifest).stored_size
+        return Outcome(name, current.release, 0, size, size)
     model = state.model(name)
     if model.current is None or model.previous is None:
         raise UsageError(f"{name} has no release to go back to")

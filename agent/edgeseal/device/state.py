@@ -6,7 +6,7 @@ Two checksummed slots; a power cut costs at most the last change. Nothing secret
 from __future__ import annotations
 
 import hashlib
-from typing import TYPE_CHECKING, Annotated, Final
+from typing import TYPE_CHECKING, Annotated, Final, Literal
 
 import msgspec
 
@@ -26,38 +26,107 @@ _DIGEST: Final = 32
 Count = Annotated[int, msgspec.Meta(ge=0, le=2**63 - 1)]
 
 
+class Gate(msgspec.Struct, frozen=True, array_like=True, forbid_unknown_fields=True):
+    """What the acceptance gate found of a release on this device: times in ms, memory in MiB, `at` in Unix seconds.
+
+    `cases` were answered within tolerance; `open` names what the kernel did not let the probe give up.
+    """
+
+    at: Count
+    cases: Count
+    load_ms: float
+    latency_ms: float | None
+    memory_mb: float
+    open: list[str] = []
+
+    def text(self) -> str:
+        """Return the figures for a person."""
+        latency = "" if self.latency_ms is None else f", {self.latency_ms:.3g} ms"
+        missing = f"; not confined: {', '.join(self.open)}" if self.open else ""
+        cases = "1 case" if self.cases == 1 else f"{self.cases} cases"
+        return f"{cases}{latency}, {self.memory_mb:.0f} MiB, loaded in {self.load_ms:.0f} ms{missing}"
+
+
 class Installed(msgspec.Struct, frozen=True, array_like=True, forbid_unknown_fields=True):
-    """A release on this device: its signed manifest as it came, and when it was activated (Unix seconds)."""
+    """A release on this device: its signed manifest as it came, and when it was activated (Unix seconds).
+
+    `gate` is None where the probe is off; `watched` are the seconds it was watched after the switch.
+    """
 
     release: Count
     manifest: bytes
     activated_at: Count
+    gate: Gate | None = None
+    watched: Count = 0
 
 
 class Failed(msgspec.Struct, frozen=True, array_like=True, forbid_unknown_fields=True):
-    """A release that must not be tried again on this device until its bytes change."""
+    """A release that must not be tried again on this device until its bytes or the policy change.
+
+    `policy` is the digest of the settings it failed under, empty for a decision that settings do not change. `served`
+    says that it had taken over and was rolled back.
+    """
 
     release: Count
     manifest_sha256: bytes
     reason: str
+    policy: bytes = b""
+    at: Count = 0
+    served: bool = False
+
+
+class Counts(msgspec.Struct, frozen=True, array_like=True, forbid_unknown_fields=True):
+    """What a runtime had counted of a release when its watch began; `instance` tells one start of it from another."""
+
+    instance: Count
+    requests: Count
+    errors: Count
+    nan: Count
+    crashes: Count
+
+
+class Trial(msgspec.Struct, frozen=True, array_like=True, forbid_unknown_fields=True):
+    """The journal of a switch: written before each step, so that a kill in any of them is resumed or undone.
+
+    probing       nothing but files in memory
+    switching     the link may or may not point at it
+    watching      it serves on trial since `since`; the release before is still unpacked
+    committing    it has proved itself; what rollback would need may be gone
+    undoing       it failed, and the reason is among the failures; the release before is being given back
+    interrupted   undone after a kill; `attempts` counts those
+    """
+
+    release: Count
+    manifest: bytes
+    step: Literal["probing", "switching", "watching", "committing", "undoing", "interrupted"]
+    attempts: Count
+    since: Count
+    boot: str
+    previous: Count | None = None
+    gate: Gate | None = None
+    budget_ms: float = 0.0
+    counts: Counts | None = None
 
 
 class Model(msgspec.Struct, frozen=True, array_like=True, forbid_unknown_fields=True):
-    """One model: `floor` is the lowest release that may still be installed."""
+    """One model: `floor` is the lowest release that may still be installed; `trial` a switch that is not over."""
 
     current: Installed | None = None
     previous: Installed | None = None
     failed: list[Failed] = []
     floor: Count = 0
+    trial: Trial | None = None
 
-    def has_failed(self, manifest: bytes) -> Failed | None:
-        """Return why this very manifest was not activated before, None if it was not tried."""
+    def has_failed(self, manifest: bytes, policy: bytes) -> Failed | None:
+        """Return why this very manifest was not activated before under this policy, None if it was not tried."""
         digest = hashlib.sha256(manifest).digest()
-        return next((f for f in self.failed if f.manifest_sha256 == digest), None)
+        return next((f for f in self.failed if f.manifest_sha256 == digest and f.policy in {b"", policy}), None)
 
-    def with_failure(self, release: int, manifest: bytes, reason: str) -> Model:
+    def with_failure(
+        self, release: int, manifest: bytes, reason: str, *, policy: bytes = b"", at: int = 0, served: bool = False
+    ) -> Model:
         """Return the model with one more failure, newest first."""
-        new = Failed(release, hashlib.sha256(manifest).digest(), reason[:400])
+        new = Failed(release, hashlib.sha256(manifest).digest(), reason[:400], policy, at, served)
         others = [f for f in self.failed if f.manifest_sha256 != new.manifest_sha256]
         return msgspec.structs.replace(self, failed=[new, *others][:MAX_FAILED])
 

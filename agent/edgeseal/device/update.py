@@ -197,7 +197,7 @@ def _install(agent: Agent, trust: Trust, assignment: Assignment) -> Outcome | No
     manifest = releases.check_listed(agent, info, data)
     if (manifest.model, manifest.release) != (assignment.model, assignment.release):
         raise RefusedError(f"{assignment.path} is not the manifest of {assignment.model} release {assignment.release}")
-    if failed := model.has_failed(data):
+    if failed := model.has_failed(data, agent.policy):
         agent.say(f"{manifest.model} release {manifest.release} failed here before ({failed.reason}); not tried again")
         return None
     return releases.install_release(agent, manifest, data, objects=agent.objects())

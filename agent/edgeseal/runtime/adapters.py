@@ -1,24 +1,28 @@
 """The adapters. All switch the `current` link; they differ in whom they tell.
 
-serve    nobody: edgeseal-serve watches the link
-none     nobody: the owner's runtime watches the link, or is restarted by other means
-exec     a command of the owner's, with JSON on standard input; its exit code decides
-systemd  a unit is reloaded, or restarted if it cannot reload
+serve     nobody: edgeseal-serve watches the link, and says in its status file how the release does
+none      nobody: the owner's runtime watches the link, or is restarted by other means
+exec      a command of the owner's, with JSON on standard input; its exit code decides
+systemd   a unit is reloaded, or restarted if it cannot reload; it must stay up
+oip-http  a server with the Open Inference Protocol's repository extension (adapter_oip)
 """
 
 from __future__ import annotations
 
 import json
 import os
-from typing import TYPE_CHECKING, Final
+import time
+from typing import TYPE_CHECKING, Any, Final
 
 from edgeseal.errors import UsageError
-from edgeseal.runtime import child
-from edgeseal.runtime.contract import ActivationError, Candidate
+from edgeseal.runtime import child, serve_status
+from edgeseal.runtime.contract import ActivationError, Candidate, Health
+from edgeseal.runtime.counters import BUCKETS
 from edgeseal.runtime.probe import Limits, probe
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Mapping, Sequence
+    from pathlib import Path
 
     from edgeseal.runtime.repository import ModelRepository
 
@@ -37,14 +41,17 @@ class Link:
     def prepare(self, candidate: Candidate) -> None:
         """Nothing to ask: the probe finds out whether the model can run."""
 
-    def probe(self, candidate: Candidate) -> None:
+    def probe(self, candidate: Candidate) -> Mapping[str, Any] | None:
         """Load the model in a separate process."""
-        if self._limits is not None:
-            probe(candidate, self._limits)
+        return None if self._limits is None else probe(candidate, self._limits)
 
     def activate(self, candidate: Candidate) -> None:
         """Point `current` at the candidate."""
         self._repository.switch(candidate.model, candidate.release)
+
+    def health(self, _model: str, _release: int) -> Health | None:
+        """Nobody is known who could say."""
+        return None
 
     def commit(self, candidate: Candidate) -> None:
         """Remove every other release from memory."""
@@ -60,6 +67,53 @@ class Link:
             self._repository.withdraw(candidate.model)
         if candidate.previous != candidate.release:
             self._repository.remove(candidate.model, candidate.release)
+
+
+class Serve(Link):
+    """Switches the link and reads in edgeseal-serve's status file what came of it."""
+
+    def __init__(self, repository: ModelRepository, limits: Limits | None, status_file: Path | None) -> None:
+        """`status_file` None: it is not looked for."""
+        super().__init__("serve", repository, limits)
+        self._status_file = status_file
+
+    def health(self, model: str, release: int) -> Health | None:
+        """Return what edgeseal-serve says; None if none runs, or none that follows this repository's models."""
+        status = None if self._status_file is None else serve_status.read(self._status_file)
+        if status is None or not _is_alive(status.pid):
+            return None
+        found = status.models.get(model, serve_status.ModelStatus(mode="load-on-demand"))
+        mine = found.releases.get(str(release), serve_status.ReleaseStatus())
+        failed = found.failed if found.failed and found.failed.release == release else None
+        idle = found.serving is None and found.candidate is None and found.failed is None
+        return Health(
+            instance=status.pid,
+            serving=found.serving == release,
+            asleep=idle and found.mode == "load-on-demand",
+            failed=failed.reason if failed else "",
+            failed_at=failed.at if failed else 0,
+            requests=mine.requests,
+            errors=mine.errors,
+            nan=mine.nan,
+            crashes=mine.crashes,
+            median_ms=None if mine.p50_ms is None else _at_least(mine.p50_ms),
+        )
+
+
+def _is_alive(pid: int) -> bool:
+    try:
+        os.kill(pid, 0)
+    except ProcessLookupError:
+        return False
+    except PermissionError:
+        return True  # another user's, as it should be
+    return True
+
+
+def _at_least(quantile_ms: float) -> float:
+    """Return the lower end of the bucket whose upper end a quantile is: nothing is condemned for rounding."""
+    below = [end * 1000 for end in BUCKETS if end * 1000 < quantile_ms * (1 - 1e-9)]
+    return below[-1] if below else 0.0
 
 
 class Exec(Link):
@@ -125,6 +179,22 @@ class Systemd(Link):
         """Switch, then reload or restart the unit."""
         super().activate(candidate)
         self._reload()
+
+    def health(self, _model: str, _release: int) -> Health | None:
+        """Return whether the unit is up and how often systemd had to start it again."""
+        words = ["systemctl", "show", "--property=ActiveState,NRestarts", self._unit]
+        code, said = run_quietly(words, timeout=COMMAND_SECONDS)
+        shown = dict(line.partition("=")[::2] for line in said.splitlines())
+        if code or "ActiveState" not in shown:
+            return None
+        restarts = shown.get("NRestarts", "")
+        return Health(
+            instance=0,
+            serving=shown["ActiveState"] in {"active", "reloading"},
+            failed="the unit has failed" if shown["ActiveState"] == "failed" else "",
+            failed_at=int(time.time()),
+            crashes=int(restarts) if restarts.isdecimal() else 0,
+        )
 
     def rollback(self, candidate: Candidate) -> None:
         """Switch back, then reload or restart the unit."""

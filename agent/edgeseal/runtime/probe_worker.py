@@ -1,18 +1,15 @@
 """The process that loads a new model to see whether it may serve: `python -m edgeseal.runtime.probe_worker`.
 
 Question on standard input (CBOR: directory, requirements, tests), one JSON object on standard output. Exit 0: it may.
-It confines itself before it looks at the model: limits, no privileges to gain, no network where the kernel lets us, and
-it dies with its parent. Arguments: seconds, MiB, the parent's process id.
+It confines itself before it looks at the model (edgeseal.runtime.confine), says how far the kernel let it, and dies
+with its parent. Arguments: seconds, MiB, the parent's process id.
 """
 
 from __future__ import annotations
 
 import contextlib
-import ctypes
 import json
-import os
 import resource
-import signal
 import statistics
 import sys
 import time
@@ -21,7 +18,7 @@ from typing import TYPE_CHECKING, Any, Final, cast
 
 from edgeseal import cbor
 from edgeseal.errors import EdgesealError, IncompatibleError, RefusedError
-from edgeseal.runtime import engine, vectors
+from edgeseal.runtime import confine, engine, vectors
 from edgeseal.runtime.warm import zeros
 
 if TYPE_CHECKING:
@@ -33,8 +30,6 @@ if TYPE_CHECKING:
 MAX_QUESTION: Final = 64 * 2**20
 _MIB: Final = 2**20
 _LEAST_RUNS: Final = 11  # a median of fewer is no median
-_CLONE_NEWUSER, _CLONE_NEWNET = 0x10000000, 0x40000000
-_PR_SET_PDEATHSIG, _PR_SET_NO_NEW_PRIVS = 1, 38
 _ARENAS: Final = 512 * 2**20  # address space that threads reserve and do not use
 _STATUS: Final = Path("/proc/self/status")
 
@@ -42,11 +37,13 @@ _STATUS: Final = Path("/proc/self/status")
 def main(argv: Sequence[str]) -> int:
     """Answer one question."""
     seconds, memory_mb, parent = (int(word) for word in argv)
-    _confine(seconds, parent)
+    confine.limits(seconds, parent)
+    offline = confine.network()
     question = cast("dict[str, Any]", cbor.decode(sys.stdin.buffer.read(MAX_QUESTION), max_length=MAX_QUESTION))
     directory = Path(question["directory"])
     try:
         _limit_memory(directory, memory_mb)
+        confined = confine.files([directory])
         found = examine(directory, question["requirements"], question["tests"])
     except EdgesealError as e:
         _say({"reason": e.message, "hint": e.hint})
@@ -57,7 +54,7 @@ def main(argv: Sequence[str]) -> int:
     except MemoryError:
         _say({"reason": "out of memory", "hint": None, "memory": True})
         return 1
-    _say(found)
+    _say({**found, "confined": {"network": offline or confined.network, "files": confined.files}})
     return 0
 
 
@@ -176,22 +173,6 @@ def _check_numbers(name: str, value: NDArray[np.generic]) -> None:
 def _say(answer: dict[str, object]) -> None:
     sys.stdout.write(json.dumps(answer))
     sys.stdout.flush()
-
-
-def _confine(seconds: int, parent: int) -> None:
-    """Give up everything a model has no use for, before anything of it is read."""
-    libc = ctypes.CDLL(None, use_errno=True)
-    libc.prctl(_PR_SET_PDEATHSIG, signal.SIGKILL, 0, 0, 0)
-    if os.getppid() != parent:  # it died before the line above
-        sys.exit(1)
-    libc.prctl(_PR_SET_NO_NEW_PRIVS, 1, 0, 0, 0)
-    # An empty network namespace; where unprivileged namespaces are off, the unit's own rules remain.
-    if libc.unshare(_CLONE_NEWNET) != 0:
-        libc.unshare(_CLONE_NEWUSER | _CLONE_NEWNET)
-    resource.setrlimit(resource.RLIMIT_CORE, (0, 0))  # a core file would hold the model
-    resource.setrlimit(resource.RLIMIT_CPU, (seconds * 4, seconds * 4 + 1))
-    resource.setrlimit(resource.RLIMIT_FSIZE, (0, 0))
-    resource.setrlimit(resource.RLIMIT_NOFILE, (128, 128))
 
 
 def _limit_memory(directory: Path, memory_mb: int) -> None:
