@@ -238,6 +238,18 @@ def test_failed_device_stays_out_until_acknowledged_and_re_plugged(
     until(lambda: source.snapshot.state is State.HEALTHY, "trusted again")
 
 
+def test_stick_that_repeats_its_noise_after_a_replug_latches(attach: Callable[..., Attached]) -> None:
+    """New frames, new numbers, old noise: only the blocks show it."""
+    bus = Bus(NoiseDriver(seed=5))
+    source = healthy(attach(bus))
+    bus.unplug()
+    until(lambda: source.snapshot.state is State.ABSENT, "the loss was noticed")
+    bus.drivers = [NoiseDriver(seed=5)]
+    until(lambda: source.snapshot.state is State.FAILED, "the repetition was noticed")
+    assert source.snapshot.reason.startswith("security: ")
+    assert len(source.pool) == 0
+
+
 def test_second_stick_takes_over_from_a_failed_one(attach: Callable[..., Attached]) -> None:
     bus = Bus(NoiseDriver(faults=[(0, constant)]), NoiseDriver(seed=2, serial="1111111111111111"))
     source = healthy(attach(bus))

@@ -437,6 +437,20 @@ def test_conditioner_that_computes_wrongly_switches_the_device_off(monkeypatch: 
     assert "RFC 4231" in bench.monitor.snapshot.reason
 
 
+def test_noise_that_cannot_carry_its_claim_makes_no_block() -> None:
+    """Twelve values evenly: 3.6 bits at best, too much for RCT and APT at H = 4 to see, and less than is claimed."""
+
+    def narrow(samples: array[int], _: int) -> array[int]:
+        return array("H", [2042 + x % 12 for x in samples])
+
+    bench = Bench(NoiseDriver(calibration=None, faults=[(0, narrow)]))
+    bench.open()
+    bench.run(100)
+    assert bench.state() is State.FAILED
+    assert bench.monitor.snapshot.blocks == 0
+    assert "cannot carry 4.0 bits" in bench.monitor.snapshot.reason
+
+
 def test_device_that_claims_no_entropy_makes_no_block() -> None:
     bench = Bench(NoiseDriver(symbols=Symbols(12, 0.0, raw=True)))
     assert bench.open().close

@@ -497,14 +497,15 @@ def test_bad_key_file_is_named_and_no_key_shown(tmp_path: Path, text: str | None
     assert "zzzz" not in str(caught.value)
 
 
-def test_os_bytes_alone_when_a_source_raises_what_no_source_should() -> None:
+@pytest.mark.parametrize("kind", [ZeroDivisionError, OSError, KeyError, UnicodeError, MemoryError, RecursionError])
+def test_os_bytes_alone_when_a_source_raises_what_no_source_should(kind: type[Exception]) -> None:
     class Broken:
         profile = healthy().profile
 
         def block(self, *, timeout: float) -> bytes:
-            raise ZeroDivisionError(timeout)
+            raise kind("a block in a message", timeout)
 
     drawn = Mixer([Broken()], policy=Policy.MIX, os_random=os_stream()).draw("seed", 32)
-    assert drawn.sources == ("os: getrandom", "stick: not used, unexpected ZeroDivisionError")
+    assert drawn.sources == ("os: getrandom", f"stick: not used, unexpected {kind.__name__}")
     with pytest.raises(EntropyError):
         Mixer([Broken()], policy=Policy.REQUIRE).draw("seed", 32)
