@@ -24,10 +24,14 @@ Hash = Annotated[bytes, msgspec.Meta(min_length=32, max_length=32)]
 
 
 class ModelState(msgspec.Struct, frozen=True, array_like=True, forbid_unknown_fields=True):
-    """What a device runs of one model: `state` is active, fetched, failed, rolled-back or none."""
+    """What a device runs of one model: `state` is active, fetched, failed, rolled-back or none.
+
+    `gate` are the figures with which the release passed the acceptance gate there, in words.
+    """
 
     release: Count
     state: Text
+    gate: Annotated[str, msgspec.Meta(max_length=128)] = ""
 
 
 class Failure(msgspec.Struct, frozen=True, array_like=True, forbid_unknown_fields=True):

@@ -9,6 +9,7 @@ import msgspec
 from edgeseal import __version__
 from edgeseal.checkin import FORMAT, Failure, ModelState, Orders, Report
 from edgeseal.device import rng_health
+from edgeseal.device.state import gate_words
 from edgeseal.errors import EdgesealError, NotAuthorisedError, TemporaryError
 from edgeseal.keystore import ContentKey
 from edgeseal.servers import TARGET_PATH, FleetServers
@@ -166,7 +167,7 @@ def report(agent: Agent, trust: Trust, problem: str = "") -> Report:
     """Return this device's whole state; `problem` is what it cannot mend itself."""
     state = agent.state()
     models = {
-        name: ModelState(m.current.release, "active") if m.current else ModelState(0, "none")
+        name: ModelState(m.current.release, "active", gate_words(m.current)) if m.current else ModelState(0, "none")
         for name, m in state.models.items()
     }
     failed = [Failure(name, f.release, f.reason) for name, m in state.models.items() for f in m.failed]

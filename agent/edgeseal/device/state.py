@@ -60,6 +60,12 @@ class Installed(msgspec.Struct, frozen=True, array_like=True, forbid_unknown_fie
     watched: Count = 0
 
 
+def gate_words(installed: Installed) -> str:
+    """Return with which figures a release passed the gate and how long it was watched, in at most 128 characters."""
+    watched = f"; watched {installed.watched} s" if installed.watched else ""
+    return (installed.gate.text() + watched)[:128] if installed.gate else watched.removeprefix("; ")
+
+
 class Failed(msgspec.Struct, frozen=True, array_like=True, forbid_unknown_fields=True):
     """A release that must not be tried again on this device until its bytes or the policy change.
 

@@ -5,13 +5,17 @@ from __future__ import annotations
 import time
 from typing import TYPE_CHECKING, Any
 
+import msgspec
+
 from edgeseal import __version__
+from edgeseal.device.state import Gate, gate_words
 from edgeseal.errors import EdgesealError, NotAuthorisedError
 from edgeseal.trust.generations import Generations
 from edgeseal.trust.views import roles
 
 if TYPE_CHECKING:
     from edgeseal.device.agent import Agent
+    from edgeseal.device.state import Installed, Trial
 
 
 def collect(agent: Agent) -> dict[str, Any]:
@@ -52,7 +56,11 @@ def _add_state(agent: Agent, out: dict[str, Any]) -> None:
             "activated_at": model.current.activated_at if model.current else None,
             "previous": model.previous.release if model.previous else None,
             "floor": model.floor,
-            "failed": [{"release": f.release, "reason": f.reason} for f in model.failed],
+            "gate": _gate(model.current),
+            "failed": [
+                {"release": f.release, "reason": f.reason, "served": f.served, "at": f.at} for f in model.failed
+            ],
+            "trial": _trial(model.trial),
         }
         if current is not None and serving != current:
             out["problems"].append(
@@ -66,6 +74,21 @@ def _add_state(agent: Agent, out: dict[str, Any]) -> None:
         out["problems"].append(f"decrypted models are on a disk: {agent.models.root}")
 
 
+def _gate(installed: Installed | None) -> dict[str, Any] | None:
+    """Return the figures with which the release that serves passed the gate: times in ms, memory in MiB."""
+    if installed is None or (installed.gate is None and not installed.watched):
+        return None
+    figures = msgspec.to_builtins(installed.gate, str_keys=True) if installed.gate is not None else []
+    named = dict(zip(Gate.__struct_fields__, figures, strict=False))
+    return {**named, "watched_seconds": installed.watched, "words": gate_words(installed)}
+
+
+def _trial(trial: Trial | None) -> dict[str, Any] | None:
+    if trial is None or trial.step == "interrupted":
+        return None
+    return {"release": trial.release, "step": trial.step, "since": trial.since}
+
+
 def text(found: dict[str, Any]) -> str:
     """Return the same for a person."""
     lines = [f"edgeseal-agent {found['agent']}"]
@@ -75,7 +98,13 @@ def text(found: dict[str, Any]) -> str:
         since = f" since {_minute(model['activated_at'])}" if model["activated_at"] else ""
         back = f", {model['previous']} to go back to" if model["previous"] is not None else ""
         lines.append(f"model     {name} release {model['release'] or 'none'}{since}{back}")
-        lines += [f"          release {f['release']} failed: {f['reason']}" for f in model["failed"]]
+        lines += [f"          gate: {model['gate']['words']}"] if model["gate"] else []
+        lines += [
+            f"          release {f['release']} {'was rolled back' if f['served'] else 'failed'}: {f['reason']}"
+            for f in model["failed"]
+        ]
+        if model["trial"]:
+            lines.append(f"          release {model['trial']['release']} is on trial: {model['trial']['step']}")
     if found.get("checked_in_at"):
         lines.append(f"fleet     last heard of this device {_minute(found['checked_in_at'])}")
     for role in ("root", "targets", "snapshot", "timestamp"):

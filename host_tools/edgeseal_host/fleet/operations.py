@@ -181,7 +181,7 @@ def _report(data: bytes | None) -> dict[str, Any] | None:
         "agent": r.agent,
         "hardware": r.hardware,
         "runtimes": r.runtimes,
-        "models": {name: {"release": s.release, "state": s.state} for name, s in r.models.items()},
+        "models": {name: {"release": s.release, "state": s.state, "gate": s.gate} for name, s in r.models.items()},
         "failed": [{"model": f.model, "release": f.release, "reason": f.reason} for f in r.failed],
         "metadata": r.metadata,
         "entropy": r.entropy,
