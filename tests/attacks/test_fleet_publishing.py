@@ -14,14 +14,13 @@ from urllib.parse import urlsplit
 import pytest
 from tests.unit import fleet_world
 from tests.unit.fleet_world import Bundle, Publisher, Server, World, enrol, make_bundle, run, serving
-from tuf.api.metadata import Metadata, Snapshot, Targets, Timestamp
+from tests.unit.served_files import assert_consistent
 
 from edgeseal import contentkey
 from edgeseal.errors import EdgesealError, IntegrityError, NotAuthorisedError, RefusedError, RollbackError, UsageError
 from edgeseal.suite import PrivateKey
 from edgeseal_host.fleet.data import DataDirectory
 from edgeseal_host.fleet.objects import ObjectDirectory
-from edgeseal_host.repository.metadata import target_file
 from edgeseal_host.repository.verify import Publication
 
 if TYPE_CHECKING:
@@ -48,24 +47,6 @@ def upload_request(server: Server, token: str, name: bytes, *, length: int, send
 def uploaded_bytes(client: FleetClient) -> int:
     text = client._pool.request("GET", f"{client.url}/metrics").data.decode()
     return int(float(text.split("\nedgeseal_uploaded_bytes_total ")[1].split("\n")[0]))
-
-
-def assert_consistent(objects: Path) -> dict[str, int]:
-    """Follow timestamp -> snapshot -> roles -> targets on disk as a device does; returns the roles' versions."""
-    if not (objects / "metadata/timestamp.json").exists():
-        return {}
-    timestamp = Metadata[Timestamp].from_bytes((objects / "metadata/timestamp.json").read_bytes()).signed
-    meta = timestamp.snapshot_meta
-    data = (objects / f"metadata/{meta.version}.snapshot.json").read_bytes()
-    meta.verify_length_and_hashes(data)
-    snapshot = Metadata[Snapshot].from_bytes(data).signed
-    for name, entry in snapshot.meta.items():
-        data = (objects / f"metadata/{entry.version}.{name}").read_bytes()
-        entry.verify_length_and_hashes(data)
-        for path, target in Metadata[Targets].from_bytes(data).signed.targets.items():
-            found = (objects / target_file(path, target.hashes["sha256"])).read_bytes()
-            assert hashlib.sha256(found).hexdigest() == target.hashes["sha256"]
-    return {name: entry.version for name, entry in snapshot.meta.items()}
 
 
 # Uploads -----------------------------------------------------------------------------------------------------------

@@ -17,7 +17,7 @@ from edgeseal.errors import IncompatibleError, IntegrityError, RefusedError, Usa
 from edgeseal.servers import TARGET_PATH, FleetServers, ServerKey
 from edgeseal_host.fleet import data_key, schema
 from edgeseal_host.fleet.objects import ObjectDirectory
-from edgeseal_host.fleet.online_keys import OnlineKeys
+from edgeseal_host.fleet.online_keys import ROLES, OnlineKeys
 from edgeseal_host.fleet.public import FleetPublic
 from edgeseal_host.fleet.publishing import Publisher
 from edgeseal_host.fleet.registry import SqlRegistry
@@ -116,12 +116,23 @@ class DataDirectory:
     def rotate_online_keys(self, *, force: bool = False) -> FleetPublic:
         """Make the next snapshot and timestamp keys and announce them in public.json; the former sign on.
 
-        Raises RefusedError if next keys are there already (unless `force`).
+        Cut short, it is finished by the next call. Raises RefusedError if next keys are announced already, which a
+        root may be about to name (unless `force`).
         """
         url = self.url()
         with locked(self.path / "rings.lock", wait=True):
+            if not force and self.online_keys.waiting() and self._announced():
+                raise RefusedError(
+                    "new online keys wait already for a root that names them",
+                    hint="edgeseal repo stage DIR --fleet public.json, sign, publish. Were they stolen too? --force",
+                )
             self.online_keys.prepare(force=force)
             return self._write_public(url)
+
+    def announce(self) -> None:
+        """Write public.json anew if a rotation was cut short before it did."""
+        with locked(self.path / "rings.lock", wait=True):
+            self._write_public(self.url())
 
     def rotate_data_key(self) -> int:
         """Seal the registry's secrets with a new key; returns how many there are. The caller holds the serve lock.
@@ -176,6 +187,12 @@ class DataDirectory:
         )
         public.save(self.public_file)
         return public
+
+    def _announced(self) -> bool:
+        """Whether public.json names the online keys that the next root shall name."""
+        public = self.public()
+        found = {public.snapshot.keyid, public.timestamp.keyid}
+        return found == {self.online_keys.announced(role).keyid for role in ROLES}
 
     def _check_announced(self, ring: KeyRing) -> None:
         with self.open() as fleet:

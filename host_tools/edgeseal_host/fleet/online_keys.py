@@ -13,7 +13,7 @@ from cryptography.hazmat.primitives.serialization import load_pem_private_key
 from securesystemslib.signer import CryptoSigner, SSlibKey
 
 from edgeseal.durable import fsync_directory, write_atomic
-from edgeseal.errors import IntegrityError, NotAuthorisedError, RefusedError
+from edgeseal.errors import IntegrityError, NotAuthorisedError
 from edgeseal_host.repository import metadata
 
 if TYPE_CHECKING:
@@ -39,17 +39,14 @@ class OnlineKeys:
             _create(self._current(role))
 
     def prepare(self, *, force: bool = False) -> None:
-        """Make next keys for both roles.
-
-        Raises RefusedError if there are some already, which a root may be about to name (unless `force`).
-        """
-        if not force and any(self._next(role).exists() for role in ROLES):
-            raise RefusedError(
-                "new online keys wait already for a root that names them",
-                hint="edgeseal repo stage DIR --fleet public.json, sign, publish. Were they stolen too? --force",
-            )
+        """Make the next keys that are not there yet, or with `force` all of them anew."""
         for role in ROLES:
-            _create(self._next(role))
+            if force or not self._next(role).exists():
+                _create(self._next(role))
+
+    def waiting(self) -> bool:
+        """Whether next keys are there for both roles."""
+        return all(self._next(role).exists() for role in ROLES)
 
     def announced(self, role: metadata.TopLevel) -> Key:
         """Return the public key that the next root shall name."""

@@ -56,6 +56,7 @@ def serve(data: DataDirectory, *, listen: str, ready_file: Path | None, tls: Tls
         selftest.run()
         preflight.check_space(data)
         _check_not_restored(fleet)
+        data.announce()
         config = uvicorn.Config(
             make_app(Service(fleet)),
             loop="uvloop",
