@@ -1,4 +1,4 @@
-"""`./dev demo`: a model goes from a workstation to a device, and four attacks do not.
+"""`./dev demo`: a model goes from a workstation to a device; a bad model and four attacks do not.
 
 Every part is the real one, on this machine's loopback: keys, fleet server, device agent, inference server. Nothing
 needs root, nothing is left behind, also after Ctrl-C. Not here: showing commands (stage.py), the model (bearing/).
@@ -73,6 +73,7 @@ def _play(stage: Stage, places: Places) -> None:
     publish_second(stage, to)
     refuse_tampered_chunk(stage)
     install_second(stage, served)
+    refuse_bad_model(stage, to, served)
     refuse_old_metadata(stage)
     refuse_wrong_key(stage, to)
     refuse_revoked_device(stage, to, served)
@@ -142,6 +143,8 @@ def enrol(stage: Stage, places: Places, to: tuple[str, ...]) -> None:
 def publish_first(stage: Stage, to: tuple[str, ...]) -> None:
     """Cut, encrypt, sign and upload release 1, and say who shall run it."""
     stage.chapter("Release 1")
+    stage.say("First, sixteen signals that every device must get right before it serves this release:")
+    _record(stage, 1, "first")
     _build(stage, 1)
     _publish(stage, 1, to)
     stage.run("edgeseal", "fleet", "assign", "bearing", "1", "--group", "line-1", *to)
@@ -166,6 +169,7 @@ def publish_second(stage: Stage, to: tuple[str, ...]) -> None:
     stage.chapter("Release 2: a small change")
     stage.say("A second plant is noisier and its housings ring higher. Only the network's last layer learns that.")
     stage.run("python", "-m", "bearing.train", "--out", "model-2.onnx", "--from", "model-1.onnx")
+    _record(stage, 2, "second")
     _build(stage, 2)
     _publish(stage, 2, to)
     stage.run("edgeseal", "fleet", "assign", "bearing", "2", "--group", "line-1", *to)
@@ -187,14 +191,32 @@ def refuse_tampered_chunk(stage: Stage) -> None:
 
 
 def install_second(stage: Stage, served: str) -> None:
-    """Install release 2 and show what it cost."""
-    stage.chapter("Release 2 arrives: only what changed is fetched")
-    done = stage.ask(*AGENT, "update")
+    """Install release 2 while callers ask without a pause, and show what it cost."""
+    stage.chapter("Release 2 arrives: only what changed is fetched, and no caller notices")
+    with stage.meanwhile("python", "-m", "bearing.load", served, until="stop.load"):
+        done = stage.ask(*AGENT, "update")
+        _wait_for_release(stage, served, 2)
     (two,) = done["installed"]
     fetched, size = two["bytes_fetched"], two["stored_size"]
     stage.say(f"    fetched [bold]{fetched:,}[/] of {size:,} bytes: {fetched / size:.2%} of the model")
-    _wait_for_release(stage, served, 2)
     stage.run("python", "-m", "bearing.ask", served, "--plant", "second", "--count", "12")
+
+
+def refuse_bad_model(stage: Stage, to: tuple[str, ...], served: str) -> None:
+    """Publish a model that loads and answers, and is wrong: well signed, and refused by the device all the same."""
+    stage.chapter("Refused: a bad model")
+    stage.say(
+        "An engineer converts the model carelessly. It loads, its shapes are right, it is signed and assigned. The\n"
+        "signals that release 2 had to get right travel with it. The device tries them in a process that serves nobody:"
+    )
+    stage.run("python", "-m", "bearing.spoil", "model-2.onnx", "--out", "model-3.onnx")
+    _build(stage, 3)
+    _publish(stage, 3, to)
+    stage.run("edgeseal", "fleet", "assign", "bearing", "3", "--group", "line-1", *to)
+    stage.run(*AGENT, "update", expect=REFUSED)
+    stage.say("Release 2 goes on answering; this device will not try those bytes again. The operator takes it back:")
+    stage.run("edgeseal", "fleet", "assign", "bearing", "2", "--group", "line-1", *to)
+    stage.run("python", "-m", "bearing.ask", served, "--plant", "second", "--count", "4")
 
 
 def refuse_old_metadata(stage: Stage) -> None:
@@ -212,9 +234,9 @@ def refuse_wrong_key(stage: Stage, to: tuple[str, ...]) -> None:
     stage.chapter("Refused: a wrong key")
     stage.say("Mallory has stolen the server's token and makes a key. But neither root nor targets ever named it:")
     stage.run("edgeseal", "key", "new", "mallory", "--no-passphrase")
-    _build(stage, 3)
+    _build(stage, 4)
     keys = ("--key", "mallory", "--family", "bearing-family")
-    stage.run("edgeseal", "bundle", "publish", "b3", "--repo", "repo", *keys, *to, expect=NOT_AUTHORISED)
+    stage.run("edgeseal", "bundle", "publish", "b4", "--repo", "repo", *keys, *to, expect=NOT_AUTHORISED)
     stage.say("So they go around the tools, sign the next list of releases themselves and send it. The server checks:")
     stage.run("python", "-m", "forge", "repo", "--model", "bearing", "--key", "mallory", *to, expect=REFUSED)
 
@@ -233,12 +255,21 @@ def refuse_revoked_device(stage: Stage, to: tuple[str, ...], served: str) -> Non
 # Small parts ---------------------------------------------------------------------------------------------------------
 
 
+def _record(stage: Stage, release: int, plant: str) -> None:
+    """Record what a release answers to signals of a plant: its acceptance vectors."""
+    samples, limits = f"samples-{release}.npz", ("--top1", "--latency-ms", "250")
+    stage.run("python", "-m", "bearing.samples", "--plant", plant, "--out", samples)
+    words = ("--inputs", samples, *limits, "--out", f"accept-{release}.json")
+    stage.run("edgeseal", "accept", "record", f"model-{release}.onnx", *words)
+
+
 def _build(stage: Stage, release: int) -> None:
     """Build bundle b<release>, with the bundle before as a hint of what to share."""
-    model = f"model-{min(release, 2)}.onnx"
+    model = f"model-{min(release, 3)}.onnx"
     what = ("--model", "bearing", "--release", str(release), "--family", "bearing-family")
+    accept = ("--accept", f"accept-{min(release, 2)}.json")
     previous = ("--previous", f"b{release - 1}") if release > 1 else ()
-    stage.run("edgeseal", "bundle", "build", model, *what, "--out", f"b{release}", *previous)
+    stage.run("edgeseal", "bundle", "build", model, *what, *accept, "--out", f"b{release}", *previous)
 
 
 def _publish(stage: Stage, release: int, to: tuple[str, ...]) -> None:

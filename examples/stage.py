@@ -12,6 +12,7 @@ import signal
 import subprocess
 import sys
 import time
+from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final, Self
 
@@ -19,6 +20,7 @@ from rich.console import Console
 from rich.text import Text
 
 if TYPE_CHECKING:
+    from collections.abc import Iterator
     from types import TracebackType
 
 BIN: Final = Path(sys.executable).parent
@@ -109,6 +111,25 @@ class Stage:
         if done.returncode != 0:
             raise SystemExit(f"demo: {shlex.join(words)} failed: {(done.stderr + done.stdout).decode()}")
         return json.loads(done.stdout)
+
+    @contextmanager
+    def meanwhile(self, *command: object, until: str) -> Iterator[None]:
+        """Run a command in the background; when the block ends make the file `until`, wait, and show what it said."""
+        words = [*(str(word) for word in command), "--until", until]
+        self.console.print(Text(f"$ {shlex.join(words)} &", style="cyan"))
+        place = self.directory / until
+        with subprocess.Popen(
+            words, cwd=self.directory, env=self._environment, stdout=subprocess.PIPE, stderr=subprocess.STDOUT
+        ) as process:
+            try:
+                yield
+            finally:
+                place.touch()
+            output = process.communicate(timeout=60)[0].decode(errors="replace")
+        self.console.print(Text(f"$ touch {until}", style="cyan"))
+        self._show(output, "dim")
+        if process.returncode != 0:
+            raise SystemExit(f"demo: that ended with exit code {process.returncode}; expected was 0")
 
     def serve(self, *command: object, ready: str) -> str:
         """Start a server in the background; return the URL it writes to the file `ready` when it answers."""

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -59,7 +60,9 @@ def test_the_whole_story_passes_and_leaves_nothing(tmp_path: Path) -> None:
         directories = _directories(tmp_path, demo)
         output = demo.communicate()[0]
     assert demo.returncode == 0, output
-    assert output.count("exit code 3") == 3, output  # tampered chunk, rolled-back metadata, forged list of releases
+    assert output.count("exit code 3") == 4, output  # tampered chunk, bad model, old metadata, forged list of releases
+    assert re.search(r"acceptance vector \d+, output 'probabilities': \d of 1 cases have another top-1", output), output
+    assert re.search(r"answers \(.*by release 2\), \d+ a second, 0 failed", output), output
     assert output.count("exit code 4") == 2, output  # a key nobody named, a revoked device
     assert "bytes came that are not it" in output
     assert "timestamp.json goes back" in output
