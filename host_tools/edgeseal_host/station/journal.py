@@ -110,9 +110,9 @@ class Journal:
         """All entries, oldest first."""
         yield from self._many("ORDER BY n")
 
-    def of_kind(self, kind: str) -> Iterator[Entry]:
-        """Entries of one kind, oldest first."""
-        yield from self._many("WHERE kind = ? ORDER BY n", kind)
+    def of_kind(self, kind: str, *, after: int = 0) -> Iterator[Entry]:
+        """Entries of one kind that follow entry `after`, oldest first."""
+        yield from self._many("WHERE kind = ? AND n > ? ORDER BY n", kind, after)
 
     def last(self, kind: str, **where: object) -> Entry | None:
         """Return the newest entry of a kind with these values."""
