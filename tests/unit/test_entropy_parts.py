@@ -256,6 +256,13 @@ def test_os_bytes_are_never_credited_and_not_even_fed_back(tmp_path: Path, monke
     assert not (tmp_path / "random").exists()
 
 
+def test_generator_of_the_kernel_that_repeats_itself_does_not_end_the_service(tmp_path: Path) -> None:
+    mixer = Mixer([healthy()], policy=Policy.MIX, os_random=lambda _: block(0))
+    made = kernel.Feeder(mixer, seconds=1, device=tmp_path / "random")
+    assert "operating system's random generator gave the same block twice" in made.feed()
+    assert not (tmp_path / "random").exists()
+
+
 def test_feed_is_on_a_timer(tmp_path: Path) -> None:
     now = [1000.0]
     made = feeder(tmp_path, clock=lambda: now[0])

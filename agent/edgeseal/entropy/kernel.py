@@ -18,6 +18,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Final
 
 from edgeseal.entropy.session_log import SessionLog
+from edgeseal.errors import EntropyError
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -104,12 +105,18 @@ class Feeder:
     def feed(self) -> str:
         """Feed now; return the line for the record. What changed is logged once."""
         self._next = self._clock() + self._seconds
-        drawn = self._mixer.draw("kernel feed", FEED_LENGTH, lasting=False)
+        try:
+            drawn = self._mixer.draw("kernel feed", FEED_LENGTH, lasting=False)
+        except EntropyError as e:  # the kernel's own generator repeats itself: no key will be made, but this goes on
+            return self._said(f"kernel: not fed, {e.message}")
         if not drawn.blocks:
             self.last = NO_SOURCE
             return self.last
         bits = 8 * FEED_LENGTH // 2 if self._credit else 0
-        self.last = feed(drawn.data, device=self._device, credit_bits=bits, reseed=self._reseed)
-        failed = "denied" in self.last or "not fed" in self.last
-        self._log.note("feed", self.last, logging.WARNING if failed else logging.INFO)
-        return self.last
+        return self._said(feed(drawn.data, device=self._device, credit_bits=bits, reseed=self._reseed))
+
+    def _said(self, line: str) -> str:
+        failed = "denied" in line or "not fed" in line
+        self._log.note("feed", line, logging.WARNING if failed else logging.INFO)
+        self.last = line
+        return line
