@@ -32,3 +32,4 @@ process.stdin.on("data", (bytes) => {
     }
   });
 });
+process.stdin.on("end", () => process.exit(0)); // whoever held the port is gone
