@@ -157,7 +157,8 @@ def install_first(stage: Stage, places: Places) -> str:
         "One pass: metadata verified, key released to this device alone, chunks fetched, decrypted to memory, probed."
     )
     stage.run(*AGENT, "update")
-    served = stage.serve("edgeseal-serve", "--models", places.models, "--listen", "127.0.0.1:0", ready="serve.ready")
+    where = ("--models", places.models, "--listen", "127.0.0.1:0", "--status-file", "serve.json")
+    served = stage.serve("edgeseal-serve", *where, ready="serve.ready")
     _wait_for_release(stage, served, 1)
     stage.say("Any client of the Open Inference Protocol can ask. Signals it never saw, its answers beside the truth:")
     stage.run("python", "-m", "bearing.ask", served, "--count", "12")
@@ -193,6 +194,10 @@ def refuse_tampered_chunk(stage: Stage) -> None:
 def install_second(stage: Stage, served: str) -> None:
     """Install release 2 while callers ask without a pause, and show what it cost."""
     stage.chapter("Release 2 arrives: only what changed is fetched, and no caller notices")
+    stage.say(
+        "The device watches a release after the switch (here five seconds, a minute unless configured): one that\n"
+        "crashes, errs or slows down gives way to the one before. Callers ask all the while."
+    )
     with stage.meanwhile("python", "-m", "bearing.load", served, until="stop.load"):
         done = stage.ask(*AGENT, "update")
         _wait_for_release(stage, served, 2)
@@ -315,6 +320,8 @@ def _agent_config(places: Places) -> str:
         f'models = "{places.models}"',
         "[runtime]",
         'adapter = "serve"',
+        f'status_file = "{places.work / "serve.json"}"',
+        "watch_seconds = 5",
         f"allow_disk = {str(places.on_disk).lower()}",
     ]
     return "\n".join(lines) + "\n"
