@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Final
 
 from edgeseal.durable import write_atomic
-from edgeseal.errors import IntegrityError, RefusedError
+from edgeseal.errors import IntegrityError, RefusedError, TemporaryError
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -61,7 +61,7 @@ class TwoSlots:
     def read(self) -> Slot | None:
         """Return the newest sound slot, None if neither exists.
 
-        Raises NoneSoundError if there is something but none of it is sound, IntegrityError if this process has seen a
+        Raises NoneSoundError if there is something but none of it is sound, TemporaryError if this process has seen a
         newer one: a read error in the middle of a pass must not undo what the pass has done. OSError for a disk that
         fails otherwise than in the blocks of a slot. Files that have not changed since are not read again: a pass asks
         a dozen times.
@@ -91,7 +91,7 @@ class TwoSlots:
         if sound:
             sequence, payload = max(sound)
             if sequence < self._seen:
-                raise IntegrityError(
+                raise TemporaryError(  # no verdict on what is being installed
                     f"{self._name}: the copy written last cannot be read",
                     hint="the storage card is failing; the next pass starts from the copy before",
                 )
@@ -117,7 +117,7 @@ class TwoSlots:
     def _newest(self) -> int:
         try:
             slot = self.read()
-        except IntegrityError:
+        except (IntegrityError, TemporaryError):
             return self._seen  # the caller decided to start anew
         return slot.sequence if slot else 0
 

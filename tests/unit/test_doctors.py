@@ -262,7 +262,7 @@ def test_nothing_published_yet(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("days", "verdict", "said"),
     [
-        (0, "ok", "(within 180)"),
+        (1, "ok", "(within 180)"),
         (95, "ok", "(within 90)"),
         (155, "warning", "(within 30)"),
         (181, "failed", "has expired"),

@@ -103,7 +103,7 @@ def test_health_metadata_and_versions(repository: ModelRepository) -> None:
         about = get("/v2/models/bearing").json()
         assert about["versions"] == ["3"]
         assert about["inputs"] == [{"name": "x", "datatype": "FP32", "shape": [-1, 4]}]
-        assert get("/v2").json()["extensions"] == ["binary_tensor_data"]
+        assert get("/v2").json()["extensions"] == ["binary_tensor_data", "model_repository"]
         assert 'release{model="bearing"} 3' in get("/metrics").data.decode()
 
 

@@ -174,7 +174,7 @@ def test_a_first_release_that_is_taken_back_does_not_stay(models: ModelRepositor
         world.until(lambda: _status(server, "/v2/models/m/ready") == 200, "release 1 serves")
         adapter.rollback(candidate)
         world.until(lambda: _status(server, "/v2/models/m/ready") == 404, "nothing serves")
-        assert _status(server, "/v2/health/ready") == 503
+        world.until(lambda: _status(server, "/v2/health/ready") == 503, "the old worker takes no new connection")
     assert models.current("m") is None
 
 

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 import pytest
 
 from edgeseal import slots
-from edgeseal.errors import IntegrityError
+from edgeseal.errors import TemporaryError
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -50,7 +50,7 @@ def test_a_read_error_does_not_undo_what_this_process_wrote(tmp_path: Path, fail
     both.write(b"a")
     both.write(b"b")
     failing.add("x.0")
-    with pytest.raises(IntegrityError, match="written last cannot be read"):
+    with pytest.raises(TemporaryError, match="written last cannot be read"):
         both.read()
     failing.clear()
     assert newest(both.read()) == (2, b"b")
