@@ -1,0 +1,192 @@
+"""A release that turns bad after the switch gives way by itself; a switch that is cut off is resumed or undone.
+
+The runtime here is the status file of edgeseal-serve, written as edgeseal-serve writes it: what it counts can then be
+anything. tests/unit/test_serve_supervisor.py holds the real one against the same file.
+"""
+
+from __future__ import annotations
+
+import os
+import signal
+import subprocess
+import sys
+import threading
+import time
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any, Self
+
+import pytest
+from tests.unit.agent_world import MODEL, Device, Fleet, world
+
+from edgeseal.device import update
+from edgeseal.device.watch import Limits, judge
+from edgeseal.runtime import serve_status
+from edgeseal.runtime.contract import Health
+from edgeseal.runtime.serve_status import FailedStatus, ModelStatus, ReleaseStatus, ServeStatus
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+    from pathlib import Path
+
+SMALL = 200_000
+BAD = {
+    "errors": ReleaseStatus(requests=100, errors=50),
+    "NaN": ReleaseStatus(requests=100, errors=100, nan=100),
+    "crashes": ReleaseStatus(requests=1, crashes=2),
+}
+SAID = {"errors": "50 of 100 answers failed", "NaN": "not numbers", "crashes": "ended 2 times"}
+
+
+@dataclass
+class Runtime:
+    """Follows `current` and says of release 2 what a test wants."""
+
+    device: Device
+    status_file: Path
+    second: ReleaseStatus = field(default_factory=ReleaseStatus)
+    does_not_load: bool = False
+    _done: threading.Event = field(default_factory=threading.Event)
+
+    def __enter__(self) -> Self:
+        self._tell()
+        self._thread = threading.Thread(target=self._run)
+        self._thread.start()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._done.set()
+        self._thread.join()
+
+    def _run(self) -> None:
+        while not self._done.wait(0.02):
+            self._tell()
+
+    def _tell(self) -> None:
+        current = self.device.agent().models.current(MODEL)
+        failed = None
+        if current == 2 and self.does_not_load:
+            current, failed = 1, FailedStatus(2, "onnxruntime does not load it", int(time.time()))
+        releases = {"1": ReleaseStatus(requests=500), "2": self.second if current == 2 else ReleaseStatus()}
+        model = ModelStatus(serving=current, since=1, failed=failed, releases=releases)
+        status = ServeStatus(os.getpid(), serve_status.boot_id(), {MODEL: model})
+        serve_status.write(self.status_file, status)
+
+
+@pytest.fixture
+def places(tmp_path: Path) -> Iterator[tuple[Fleet, Device, Runtime]]:
+    """A device that serves release 1; release 2 is assigned."""
+    with world(tmp_path) as (fleet, device):
+        status_file = tmp_path / "status.json"
+        configure(device, status_file)
+        with Runtime(device, status_file) as runtime:
+            assert update.run(device.agent()).errors == []
+            fleet.publish(2, size=SMALL)
+            fleet.assigned = 2
+            yield fleet, device, runtime
+
+
+def configure(device: Device, status_file: Path, *, watch: int = 1, **fleet: Any) -> None:
+    runtime = {"adapter": "serve", "status_file": str(status_file), "watch_seconds": watch, "activate_seconds": 5}
+    device.write_config(runtime=runtime, fleet=fleet)
+
+
+def failure(device: Device) -> str:
+    return device.agent().state().model(MODEL).failed[0].reason
+
+
+def cut_off_while_watching(device: Device, status_file: Path) -> None:
+    """Kill the agent in the middle of a watch that would last for an hour."""
+    configure(device, status_file, watch=3600)
+    words = [sys.executable, "-m", "edgeseal.device.cli", "--config", str(device.config_file), "update"]
+    with subprocess.Popen(words, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL) as agent:
+        ends = time.monotonic() + 60
+        while (trial := device.agent().state().model(MODEL).trial) is None or trial.step != "watching":
+            assert time.monotonic() < ends
+            assert agent.poll() is None
+            time.sleep(0.05)
+        agent.send_signal(signal.SIGKILL)
+
+
+# The watch ------------------------------------------------------------------------------------------------------------
+
+
+def test_a_good_release_is_kept_after_its_watch(places: tuple[Fleet, Device, Runtime]) -> None:
+    # Negative control of all below.
+    _, device, runtime = places
+    runtime.second = ReleaseStatus(requests=100, errors=1)
+    assert update.run(device.agent()).errors == []
+    model = device.agent().state().model(MODEL)
+    assert device.serving() == 2
+    assert model.current
+    assert (model.current.release, model.trial) == (2, None)
+
+
+@pytest.mark.parametrize("kind", BAD)
+def test_a_release_that_turns_bad_is_rolled_back(places: tuple[Fleet, Device, Runtime], kind: str) -> None:
+    _, device, runtime = places
+    runtime.second = BAD[kind]
+    (error,) = update.run(device.agent()).errors
+    assert "turned bad after the switch" in str(error)
+    assert SAID[kind] in failure(device)
+    assert device.serving() == 1
+    assert device.agent().state().report_due
+    again = update.run(device.agent())
+    assert again.errors == []  # the same bytes are not tried again
+    assert device.serving() == 1
+
+
+def test_a_release_that_the_runtime_does_not_load(places: tuple[Fleet, Device, Runtime]) -> None:
+    _, device, runtime = places
+    runtime.does_not_load = True
+    (error,) = update.run(device.agent()).errors
+    assert "was not taken over: onnxruntime does not load it" in str(error)
+    assert device.serving() == 1
+
+
+# Cut off --------------------------------------------------------------------------------------------------------------
+
+
+def test_an_agent_killed_in_the_watch_goes_on_with_it(places: tuple[Fleet, Device, Runtime]) -> None:
+    _, device, runtime = places
+    cut_off_while_watching(device, runtime.status_file)
+    assert device.serving() == 2
+    configure(device, runtime.status_file)
+    assert update.run(device.agent()).errors == []
+    model = device.agent().state().model(MODEL)
+    assert model.current
+    assert (model.current.release, model.trial, device.serving()) == (2, None, 2)
+
+
+def test_rollback_with_the_network_down_and_the_fleet_gone(places: tuple[Fleet, Device, Runtime]) -> None:
+    fleet, device, runtime = places
+    cut_off_while_watching(device, runtime.status_file)
+    runtime.second = BAD["errors"]
+    configure(device, runtime.status_file, url="http://127.0.0.1:9")  # nobody is there
+    done = update.run(device.agent())
+    assert device.serving() == 1
+    assert "50 of 100 answers failed" in failure(device)
+    assert done.errors  # the network's
+    configure(device, runtime.status_file, url=fleet.base)
+    assert update.run(device.agent()).errors == []
+    assert not device.agent().state().report_due  # told, now that somebody is there
+
+
+# What is judged -------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("health", "limits", "reason"),
+    [
+        (Health(1, serving=True, requests=19, errors=19), Limits(0.05), None),  # too few to say
+        (Health(1, serving=True, requests=100, errors=5), Limits(0.05), None),
+        (Health(1, serving=True, requests=100, errors=6), Limits(0.05), "6 of 100 answers failed; 5.0%"),
+        (Health(1, serving=True, requests=100, errors=6), Limits(0.05, known_rate=0.02), None),  # as bad as before
+        (Health(1, serving=True, requests=100, median_ms=50), Limits(0.05, budget_ms=50), None),
+        (Health(1, serving=True, requests=100, median_ms=100), Limits(0.05, budget_ms=50), "its budget is 50"),
+        (Health(1, serving=True, crashes=1), Limits(0.05), None),
+        (Health(1, serving=False, failed="no file"), Limits(0.05), "does not load any more: no file"),
+    ],
+)
+def test_what_condemns_a_release(health: Health, limits: Limits, reason: str | None) -> None:
+    found = judge(health, None, limits)
+    assert found is None if reason is None else reason in (found or "")
