@@ -130,6 +130,8 @@ def test_a_release_that_turns_bad_is_rolled_back(places: tuple[Fleet, Device, Ru
     assert SAID[kind] in failure(device)
     assert device.serving() == 1
     assert device.agent().state().report_due
+    note = device.agent().models.notes(MODEL)["rollback"]  # for the page
+    assert (note["release"], SAID[kind] in note["reason"]) == (2, True)
     again = update.run(device.agent())
     assert again.errors == []  # the same bytes are not tried again
     assert device.serving() == 1

@@ -7,6 +7,7 @@ needs to serve stays in memory until the new one is kept.
 
 from __future__ import annotations
 
+import contextlib
 from typing import TYPE_CHECKING, Any, Final
 
 import msgspec
@@ -165,6 +166,7 @@ def _keep(agent: Agent, candidate: Candidate, trial: Trial, watched: int) -> Non
     agent.state_file.write(msgspec.structs.replace(state.with_model(candidate.model, new), report_due=True))
     agent.adapter().commit(candidate)
     _end(agent, candidate.model)
+    _note(agent, candidate.model, gate=trial)
     agent.say(f"{candidate.model} release {trial.release}: active")
 
 
@@ -184,6 +186,8 @@ def _give_back(
             trial.release, trial.manifest, cause.message, policy=under, at=int(agent.clock()), served=served
         )
         agent.say(f"{candidate.model} release {trial.release}: {'rolled back' if served else 'refused'}")
+        if served:
+            _note(agent, candidate.model, rollback=(trial.release, cause.message))
     new = msgspec.structs.replace(state.with_model(candidate.model, model), report_due=state.report_due or bool(cause))
     try:
         agent.state_file.write(new)
@@ -206,6 +210,21 @@ def _undo_interrupted(agent: Agent, candidate: Candidate, trial: Trial) -> None:
     agent.say(f"{candidate.model} release {trial.release}: cut off while {trial.step}; undone")
     agent.adapter().rollback(candidate)
     _set(agent, candidate.model, msgspec.structs.replace(trial, step="interrupted", attempts=attempts))
+
+
+def _note(agent: Agent, name: str, *, gate: Trial | None = None, rollback: tuple[int, str] | None = None) -> None:
+    """Leave beside the model what its page shows. For people only: nothing depends on it, so nothing fails of it."""
+    with contextlib.suppress(*_CANNOT):
+        about = agent.models.notes(name)
+        if gate is not None and gate.gate is not None:
+            found = gate.gate
+            figures = {"cases": found.cases, "latency_ms": found.latency_ms, "memory_mb": found.memory_mb}
+            about["gate"] = {str(gate.release): figures}
+        if rollback is not None:
+            release, reason = rollback
+            about["rollback"] = {"release": release, "reason": reason, "at": int(agent.clock())}
+        if about:
+            agent.models.note(name, about)
 
 
 # The journal ---------------------------------------------------------------------------------------------------------
