@@ -32,8 +32,18 @@ def _missing(reason: str) -> None:
 @pytest.fixture
 def memory_path(tmp_path: Path) -> Iterator[Path]:
     """A directory in memory where there is one: faults are injected into calls, so the disk below need not be slow."""
+    yield from _in_memory(tmp_path)
+
+
+@pytest.fixture(scope="module")
+def memory_place(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
+    """The same for all tests of a module."""
+    yield from _in_memory(tmp_path_factory.mktemp("place"))
+
+
+def _in_memory(on_disk: Path) -> Iterator[Path]:
     if not os.access("/dev/shm", os.W_OK):
-        yield tmp_path
+        yield on_disk
         return
     with tempfile.TemporaryDirectory(prefix="edgeseal-test-", dir="/dev/shm", ignore_cleanup_errors=True) as directory:
         yield Path(directory)

@@ -84,8 +84,8 @@ def _record(name: str, psk: bytes, public: FleetPublic) -> Record:
 
 
 @pytest.fixture(scope="module")
-def fleet(tmp_path_factory: pytest.TempPathFactory) -> Fleet:
-    return Fleet.make(tmp_path_factory.mktemp("fleet"))
+def fleet(memory_place: Path) -> Fleet:
+    return Fleet.make(memory_place)
 
 
 @pytest.mark.parametrize("action", ACTIONS)

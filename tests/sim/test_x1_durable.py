@@ -101,8 +101,8 @@ def forgotten(database: Path, answered: list[int]) -> list[str]:
 
 
 @pytest.fixture(scope="module")
-def fleet(tmp_path_factory: pytest.TempPathFactory) -> Fleet:
-    return Fleet.make(tmp_path_factory.mktemp("x1"))
+def fleet(memory_place: Path) -> Fleet:
+    return Fleet.make(memory_place)
 
 
 def zygote(fleet: Fleet, mode: str, place: Path) -> AbstractContextManager[injected.Zygote]:
