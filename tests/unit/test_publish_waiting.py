@@ -5,7 +5,8 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 import pytest
-from tests.unit.publisher_world import FAMILY, MODEL, Publisher, ok, publisher, refused
+from tests.unit import publisher_world
+from tests.unit.publisher_world import FAMILY, MODEL, Publisher, ok, refused
 from tuf.api.metadata import Metadata, Root
 
 from edgeseal.errors import RollbackError
@@ -17,24 +18,12 @@ from edgeseal_host.repository.layout import RepositoryDirectory
 from edgeseal_host.testing.repository import serving
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
     from pathlib import Path
 
     from edgeseal.trust.trust import Source
 
 
-@pytest.fixture
-def world(tmp_path: Path) -> Iterator[Publisher]:
-    with publisher(tmp_path) as made:
-        yield made
-
-
-@pytest.fixture
-def offline(tmp_path: Path) -> Publisher:
-    """Everything staged and signed, no server."""
-    made = Publisher(tmp_path)
-    made.make()
-    return made
+world, offline = publisher_world.world, publisher_world.offline
 
 
 def files(place: Path) -> dict[str, bytes]:

@@ -90,14 +90,6 @@ def _accept_again(agent: Agent, sealed: bytes) -> profile.Profile:
 
 
 def _save_profile(agent: Agent, grant: Grant, sources: list[str]) -> profile.Profile:
-    made = profile.Profile(
-        format=profile.FORMAT,
-        device=grant.device,
-        suite=grant.suite,
-        fleet_url=grant.fleet_url,
-        time_floor=grant.time_floor,
-        enrolled_at=int(agent.clock()),
-        entropy=sources,
-    )
+    made = profile.Profile.granted(grant, now=int(agent.clock()), entropy=sources)
     profile.save(agent.directory, made, grant.root)
     return made

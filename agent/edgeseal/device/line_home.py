@@ -128,15 +128,7 @@ class DeviceHome:
                     sources,
                 )
             )
-            made = profile.Profile(
-                format=profile.FORMAT,
-                device=grant.device,
-                suite=grant.suite,
-                fleet_url=grant.fleet_url,
-                time_floor=grant.time_floor,
-                enrolled_at=int(agent.clock()),
-                entropy=sources,
-            )
+            made = profile.Profile.granted(grant, now=int(agent.clock()), entropy=sources)
             self._keep_floors(root, package)
             profile.save(agent.directory, made, root)
             generation = Generation(key.suite.number, pending.seed, grant.psk, provisioned=True)

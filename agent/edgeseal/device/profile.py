@@ -12,6 +12,8 @@ from edgeseal.errors import IntegrityError, NotAuthorisedError
 if TYPE_CHECKING:
     from pathlib import Path
 
+    from edgeseal.enrolment import Grant
+
 FORMAT: Final = 1
 LOCKED: Final = "locked"  # this file ends the manufacturing line; the unit's condition
 MAX_ROOT: Final = 1_048_576
@@ -29,6 +31,19 @@ class Profile(msgspec.Struct, frozen=True, kw_only=True):
     time_floor: Annotated[int, msgspec.Meta(ge=0, le=2**63 - 1)]
     enrolled_at: int
     entropy: list[str]
+
+    @classmethod
+    def granted(cls, grant: Grant, *, now: int, entropy: list[str]) -> Profile:
+        """Return what a grant says; `now` in Unix seconds, `entropy` the record of the device's own seed."""
+        return cls(
+            format=FORMAT,
+            device=grant.device,
+            suite=grant.suite,
+            fleet_url=grant.fleet_url,
+            time_floor=grant.time_floor,
+            enrolled_at=now,
+            entropy=entropy,
+        )
 
 
 def save(directory: Path, profile: Profile, root: bytes) -> None:

@@ -19,14 +19,6 @@ _BOOT_ID: Final = Path("/proc/sys/kernel/random/boot_id")
 Switch = Literal["hand-over", "stop-then-load", "load-on-demand"]
 
 
-class Shadow(msgspec.Struct, frozen=True):
-    """How answers of a release on trial differ from those given: compared, diverged, largest difference."""
-
-    compared: int = 0
-    diverged: int = 0
-    worst: float = 0.0
-
-
 class ReleaseStatus(msgspec.Struct, frozen=True):
     """Counts of one release since edgeseal-serve started; times in ms, None without a successful answer."""
 
@@ -36,7 +28,6 @@ class ReleaseStatus(msgspec.Struct, frozen=True):
     crashes: int = 0
     p50_ms: float | None = None
     p99_ms: float | None = None
-    shadow: Shadow | None = None
 
 
 class FailedStatus(msgspec.Struct, frozen=True):
