@@ -61,6 +61,7 @@ _COMMANDS: Final[dict[str, _Entry]] = {
             "upgrade": "edgeseal_host.cli.fleet_upkeep:upgrade",
         },
     ),
+    "station": _Entry("edgeseal_host.cli.station", "Provision devices over serial lines."),
     "stick": _Entry("edgeseal_host.cli.stick", "Build and flash the firmware of a QRNG stick.", extra="stick"),
 }
 

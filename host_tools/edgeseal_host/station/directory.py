@@ -18,7 +18,7 @@ from cryptography.exceptions import InvalidSignature
 from cryptography.hazmat.primitives.asymmetric.mldsa import MLDSA65PublicKey
 
 from edgeseal.durable import locked, write_atomic
-from edgeseal.errors import FormatError, IncompatibleError, RefusedError, TemporaryError, UsageError
+from edgeseal.errors import FormatError, IncompatibleError, IntegrityError, RefusedError, TemporaryError, UsageError
 from edgeseal.provisioning import pin
 from edgeseal_host.station import chain
 from edgeseal_host.station.batch import EXAMPLE
@@ -71,6 +71,7 @@ class StationDirectory:
 
         Raises RefusedError if there is a station already: its journal can never be made again.
         """
+        self._remove_unfinished()
         if self.file.exists() or self.journal_file.exists():
             raise RefusedError(f"{self.path} holds a station already", hint="choose another --station directory")
         self.path.mkdir(mode=0o700, parents=True, exist_ok=True)
@@ -84,6 +85,17 @@ class StationDirectory:
         body = {"format": FORMAT, "name": name, "key": key}
         write_atomic(self.file, json.dumps(body).encode() + b"\n", mode=0o644)
         return made
+
+    def _remove_unfinished(self) -> None:
+        """Remove the journal of a `create` that was killed before its last step: it has its first entry alone."""
+        if self.file.exists() or not self.journal_file.exists():
+            return
+        journal = Journal(self.journal_file, now=_now)
+        entries = journal.head.n if journal.head else 0
+        journal.close()
+        if entries <= 1:
+            for name in ("journal.db", "journal.db-wal", "journal.db-shm", "journal.head"):
+                (self.path / name).unlink(missing_ok=True)
 
     def _read(self) -> tuple[str, str]:
         try:
@@ -113,6 +125,14 @@ class StationDirectory:
         name, key = self._read()
         return StationKey(name, self.keys.public_mldsa65(key))
 
+    def is_running(self) -> bool:
+        """Whether somebody writes the journal now."""
+        try:
+            with locked(self.path / "station.lock"):
+                return False
+        except TemporaryError:
+            return True
+
     @contextmanager
     def journal(self, *, alone: bool = True) -> Iterator[Journal]:
         """Open the journal, checked from its first entry to its last; `alone` for whoever writes.
@@ -141,9 +161,21 @@ class StationDirectory:
         journal = Journal(self.journal_file, now=_now)
         try:
             journal.verify(public.check)
+            _check_owner(journal, public)
             yield journal
         finally:
             journal.close()
+
+
+def _check_owner(journal: Journal, public: StationKey) -> None:
+    """Raise IntegrityError for the journal of another station: nothing this one signs would fit into it."""
+    opened = journal.last(chain.OPENED)
+    details = opened.details() if opened is not None else {}
+    if details.get("pin") != public.pin.hex():
+        raise IntegrityError(
+            f"journal.db is that of {details.get('station') or 'no station'}, the key is that of {public.name}",
+            hint="restore journal, journal.head, station.json and key from the same backup",
+        )
 
 
 def _now() -> int:

@@ -23,13 +23,15 @@ if TYPE_CHECKING:
 class Work:
     """One run. `rate` in bytes per second of the lines, `patience` in seconds without any answer.
 
-    `scan`: a device waits until its serial number was scanned. `once`: every port serves one device.
+    `scan`: a device waits until its serial number was scanned. `once`: every port serves one device. `fixture` names
+    the jig, and stands before the port in every entry.
     """
 
     order: Order
     journal: Journal
     naming: Naming
     operator: str
+    fixture: str = ""
     rate: float = BYTES_PER_SECOND
     patience: float = PATIENCE
     scan: bool = False
@@ -38,14 +40,14 @@ class Work:
     scanned: set[str] = field(default_factory=set)
     at_work: set[str] = field(default_factory=set)
 
-    def book(self, fixture: str, seconds: Callable[[], float]) -> PortBook:
+    def book(self, port: str, seconds: Callable[[], float]) -> PortBook:
         """Return the journal as a port sees it."""
         return PortBook(
             self.journal,
             self.naming,
             batch=self.order.batch,
             operator=self.operator,
-            fixture=fixture,
+            fixture=" ".join(part for part in (self.fixture, port) if part),
             seconds=seconds,
         )
 
