@@ -319,8 +319,20 @@ def _run(loaded: Loaded, request: oip.Request, stop: Stop) -> Mapping[str, tuple
     if unknown := [n for n in request.outputs if n not in known]:
         raise FormatError(f"there is no output {unknown[0]!r}; the model has {', '.join(known)}")
     wanted = request.outputs or list(known)
-    found = loaded.engine.infer({n: v for n, (_, v) in request.inputs.items()}, wanted, stop)
+    found = _infer({n: v for n, (_, v) in request.inputs.items()}, wanted, loaded, stop)
     return {name: (known[name], found[name]) for name in wanted}
+
+
+def _infer(inputs: Mapping[str, Any], wanted: Sequence[str], loaded: Loaded, stop: Stop) -> Mapping[str, Any]:
+    """Run the model on inputs that are all it declares.
+
+    What the engine refuses of them is then the model's fault, not the caller's: 500, which the watch after a switch
+    counts. Raises _RefusedError, MemoryError, TimeoutError.
+    """
+    try:
+        return loaded.engine.infer(inputs, wanted, stop)
+    except FormatError as e:
+        raise _RefusedError(500, f"{loaded.model} release {loaded.release}: {e}") from None
 
 
 def _check_input(name: str, datatype: str, shape: Sequence[int], declared: Mapping[str, Signature]) -> None:
