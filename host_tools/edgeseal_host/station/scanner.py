@@ -1,12 +1,15 @@
 """What a barcode scanner types on standard input, line by line; never blocks.
 
-On a terminal the lines are not echoed: they would be typed across the full-screen view.
+A line ends with CR, LF or both: what a scanner sends depends on how it was set, and a pipe does not turn one into the
+other as a terminal does. A line that is too long, or has bytes that are no text, is no serial number: nothing of it is
+taken. On a terminal the lines are not echoed: they would be typed across the full-screen view.
 """
 
 from __future__ import annotations
 
 import contextlib
 import os
+import re
 import sys
 import termios
 from typing import TYPE_CHECKING, Final
@@ -14,7 +17,9 @@ from typing import TYPE_CHECKING, Final
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
-MAX_LINE: Final = 256
+MAX_LINE: Final = 256  # bytes
+CHUNK: Final = 4096
+_END: Final = re.compile(rb"\r\n|\n|\r")
 
 
 class Scanner:
@@ -24,29 +29,63 @@ class Scanner:
         """Take an open descriptor."""
         self._fd = fd
         self._pending = b""
+        self._after_cr = False
+        self._too_long = False
         self.is_open = True
+        self.refused = 0
 
     def fileno(self) -> int:
         """Descriptor, for select."""
         return self._fd
 
     def read(self) -> list[str]:
-        """Return the lines that are complete; an empty one is the Enter key alone."""
+        """Return the lines that are complete; an empty one is the Enter key alone. `refused` counts those left out."""
         try:
-            data = os.read(self._fd, 4096)
+            data = os.read(self._fd, CHUNK)
+        except BlockingIOError:
+            return []
         except OSError:
             data = b""
         if not data:
             self.is_open = False
-            return []
-        *lines, self._pending = (self._pending + data).split(b"\n")
-        self._pending = self._pending[-MAX_LINE:]
-        return [_clean(line) for line in lines]
+            data = b"\n" if self._pending or self._too_long else b""  # the last line of a file may lack its end
+        *lines, rest = _END.split(self._without_half_an_end(data))
+        found = []
+        for line in lines:
+            text = None if self._too_long else _clean(self._pending + line)
+            self._pending, self._too_long = b"", False
+            if text is None:
+                self.refused += 1
+            else:
+                found.append(text)
+        self._keep(rest)
+        return found
+
+    def _without_half_an_end(self, data: bytes) -> bytes:
+        """Drop the LF of a CR LF that came in two pieces: it would be the Enter key alone."""
+        if self._after_cr and data.startswith(b"\n"):
+            data = data[1:]
+            self._after_cr = False
+        if data:
+            self._after_cr = data.endswith(b"\r")
+        return data
+
+    def _keep(self, rest: bytes) -> None:
+        """Keep the beginning of a line, no more of it than a line may have."""
+        self._pending += rest
+        if len(self._pending) > MAX_LINE:
+            self._pending, self._too_long = b"", True
 
 
-def _clean(line: bytes) -> str:
-    text = line[:MAX_LINE].decode("ascii", "replace")
-    return "".join(c for c in text if c.isprintable()).strip()
+def _clean(line: bytes) -> str | None:
+    """Return a line's text without blanks around it; None if it is none that a scanner types."""
+    if len(line) > MAX_LINE:
+        return None
+    try:
+        text = line.decode().strip()
+    except UnicodeDecodeError:
+        return None
+    return text if text.isprintable() else None
 
 
 @contextlib.contextmanager
@@ -67,4 +106,5 @@ def standard_input() -> Iterator[Scanner | None]:
     try:
         yield Scanner(fd)
     finally:
-        termios.tcsetattr(fd, termios.TCSANOW, before)
+        with contextlib.suppress(termios.error):  # the terminal may be gone: a closed window
+            termios.tcsetattr(fd, termios.TCSANOW, before)

@@ -1,16 +1,22 @@
-"""The full-screen view: one row for each port that a technician can read from two metres, yield and rate below."""
+"""The full-screen view: for each port one line that a technician can read from two metres, yield and rate below.
+
+A port that needs somebody has its reason and what to do below its line, over the whole width. If there are more ports
+than lines, those that need nobody make room and are counted instead. Not here: what happens at a port (lane).
+"""
 
 from __future__ import annotations
 
+from collections import Counter
+from dataclasses import replace
 from typing import TYPE_CHECKING, Final
 
+from rich.cells import cell_len, set_cell_size
 from rich.console import Console, Group
 from rich.live import Live
 from rich.panel import Panel
-from rich.table import Table
 from rich.text import Text
 
-from edgeseal_host.station.lane import OVER, Phase
+from edgeseal_host.station.lane import Phase
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -22,6 +28,7 @@ if TYPE_CHECKING:
     from edgeseal_host.station.lane import View
     from edgeseal_host.station.tally import Tally
 
+HELP: Final = "Ctrl-C ends the run; Enter tries again what failed; a scanner types serial numbers"
 _STYLES: Final = {
     Phase.PASSED: "bold white on green",
     Phase.FAILED: "bold white on red",
@@ -29,6 +36,15 @@ _STYLES: Final = {
     Phase.SCAN: "bold black on cyan",
     Phase.TALKING: "bold cyan",
 }
+# Who makes room first where there are more ports than lines: failures are the last.
+_QUIET: Final = (Phase.ABSENT, Phase.WAITING, Phase.DONE, Phase.PASSED, Phase.TALKING)
+_ROOM_FIRST: Final = (*_QUIET, Phase.SCAN, Phase.FAILED)
+_HEADER: Final = ("result", "port", "serial", "device", "seconds")
+_NARROWEST: Final = (6, 6, 8, 8, 7)  # cells; a column that has less says nothing
+_GAP: Final = 2
+_FRAME: Final = 4  # cells of a panel's border and padding
+_AROUND: Final = 6  # lines: border, header, counted ports, foot
+_INDENT: Final = 4
 
 
 class Screen:
@@ -37,8 +53,9 @@ class Screen:
     def __init__(self, title: str, *, console: Console | None = None) -> None:
         """`title` names station, batch and operator."""
         self._title = title
-        self._last = "Ctrl-C ends the run; Enter tries again what failed; a scanner types serial numbers"
-        self._live = Live(console=console or Console(), screen=True, auto_refresh=False, transient=False)
+        self._last = HELP
+        self._console = console or Console()
+        self._live = Live(console=self._console, screen=True, auto_refresh=False, transient=False)
 
     def __enter__(self) -> Self:
         """Take the terminal."""
@@ -60,43 +77,99 @@ class Screen:
 
     def tick(self, views: Sequence[View], tally: Tally, now: float) -> None:
         """Draw everything."""
-        self._live.update(render(self._title, views, tally, now, self._last), refresh=True)
+        self._live.update(render(self._console, self._title, views, tally, now, self._last), refresh=True)
 
 
-def render(title: str, views: Sequence[View], tally: Tally, now: float, last: str) -> RenderableType:
-    """Return the whole screen."""
-    table = Table(expand=True, box=None, padding=(0, 1), header_style="bold")
-    for column, width in (("port", 14), ("serial", 20), ("device", 14), ("step", 12), ("s", 6)):
-        table.add_column(column, min_width=min(width, 8), no_wrap=True, overflow="ellipsis")
-    table.add_column("result", min_width=6, no_wrap=True)
-    table.add_column("why, and what to do", ratio=1)
-    for view in views:
-        style = _STYLES.get(view.phase, "dim")
-        result = Text(f" {view.phase} ", style=style) if view.phase in OVER or view.phase is Phase.SCAN else Text("")
-        short = view.port.removeprefix("/dev/")
-        step = "" if view.phase in OVER else view.step
-        cells = [short, view.serial, view.device, step, f"{view.seconds:.1f}"]
-        table.add_row(*(Text(cell, style=_text_style(view)) for cell in cells), result, _why(view))
-    if not views:
-        table.add_row(Text("no port yet: plug one in", style="yellow"), *[""] * 6)
-    return Group(Panel(table, title=Text(title), title_align="left"), _foot(tally, now), Text(f" {last}", style="dim"))
+def render(console: Console, title: str, views: Sequence[View], tally: Tally, now: float, last: str) -> RenderableType:
+    """Return the whole screen, as large as the console is."""
+    shown, left_out = _chosen(console, views, console.height - _AROUND)
+    lines = _lines(console, shown) if views else [Text("no port yet: plug one in", style="yellow")]
+    if left_out:
+        counts = ", ".join(f"{number} {phase}" for phase, number in Counter(v.phase for v in left_out).items())
+        lines.append(Text(f"and {len(left_out)} ports more: {counts}", style="dim"))
+    panel = Panel(Group(*lines), title=Text(title), title_align="left")
+    return Group(panel, _foot(tally, now), Text(f" {last}", style="dim", no_wrap=True, overflow="ellipsis"))
 
 
-def _text_style(view: View) -> str:
-    return "dim" if view.phase in {Phase.ABSENT, Phase.WAITING} else ""
+def _chosen(console: Console, views: Sequence[View], room: int) -> tuple[list[View], list[View]]:
+    """Return which ports are shown, in their order, and which made room."""
+    shown = list(views)
+    left_out: list[View] = []
+    heights = {view.port: 1 + len(_why(console, view)) for view in views}
+    if sum(heights.values()) > room:
+        shown = [replace(v, reason="", remedy="") if v.phase in _QUIET else v for v in shown]
+        heights |= {view.port: 1 for view in shown if view.phase in _QUIET}
+    spare = sum(heights.values()) - room
+    for phase in _ROOM_FIRST:
+        for view in [v for v in reversed(shown) if v.phase is phase]:
+            if spare <= 0:
+                return shown, left_out
+            shown.remove(view)
+            left_out.append(view)
+            spare -= heights[view.port]
+    return shown, left_out
 
 
-def _why(view: View) -> Text:
-    text = Text(view.reason, style="bold red" if view.phase is Phase.FAILED else "")
+# Lines of the table ----------------------------------------------------------------------------------------------
+
+
+def _lines(console: Console, views: Sequence[View]) -> list[Text]:
+    rows = [_cells(view) for view in views]
+    widths = _widths([_HEADER, *rows], console.width - _FRAME)
+    lines = [_row(_HEADER, widths, "bold", "bold")]
+    for view, row in zip(views, rows, strict=True):
+        quiet = view.phase in {Phase.ABSENT, Phase.WAITING}
+        lines.append(_row(row, widths, _STYLES.get(view.phase, "dim"), "dim" if quiet else ""))
+        lines += _why(console, view)
+    return lines
+
+
+def _cells(view: View) -> tuple[str, ...]:
+    result = str(view.step if view.phase is Phase.TALKING else view.phase)
+    return result, view.port.removeprefix("/dev/"), view.serial, view.device, f"{view.seconds:.1f}"
+
+
+def _widths(rows: Sequence[tuple[str, ...]], room: int) -> list[int]:
+    """Return the columns' widths: what they need, and where that is too much, the widest gives first."""
+    widths = [max(map(cell_len, column)) for column in zip(*rows, strict=True)]
+    room -= _GAP * len(widths)  # the first has a space on either side
+    while sum(widths) > room and (wide := [i for i, w in enumerate(widths) if w > _NARROWEST[i]]):
+        widths[max(wide, key=lambda i: widths[i])] -= 1
+    return widths
+
+
+def _row(cells: Sequence[str], widths: Sequence[int], result: str, rest: str) -> Text:
+    line = Text(no_wrap=True, overflow="crop")
+    line.append(f" {_short(cells[0], widths[0])} ", style=result)
+    for cell, width in zip(cells[1:-1], widths[1:-1], strict=True):
+        line.append(" " * (_GAP - 1)).append(_short(cell, width), style=rest).append(" ")
+    return line.append(cells[-1].rjust(widths[-1] + _GAP - 1), style=rest)
+
+
+def _short(text: str, width: int) -> str:
+    """Return exactly so many cells; what is too long loses its middle: serial numbers differ at their ends."""
+    if cell_len(text) > width:
+        tail = (width - 1) // 2
+        text = set_cell_size(text, width - 1 - tail) + "…" + set_cell_size(text[::-1], tail)[::-1]
+    return set_cell_size(text, width)
+
+
+def _why(console: Console, view: View) -> list[Text]:
+    """Return reason and remedy, wrapped to the width."""
+    texts = []
+    if view.reason:
+        texts.append(Text(view.reason, style="bold red" if view.phase is Phase.FAILED else ""))
     if view.remedy:
-        text.append("\n" if view.reason else "").append(f"> {view.remedy}", style="yellow")
-    return text
+        texts.append(Text(f"> {view.remedy}", style="yellow"))
+    wrapped = [line for text in texts for line in text.wrap(console, max(console.width - _FRAME - _INDENT, 1))]
+    for line in wrapped:
+        line.pad_left(_INDENT)
+    return wrapped
 
 
 def _foot(tally: Tally, now: float) -> Text:
     whole = "-" if tally.percent is None else f"{tally.percent:.1f} %"
-    text = Text(" ")
+    text = Text(" ", no_wrap=True, overflow="ellipsis")
     text.append(f"{len(tally.passed)} PASS", style="bold green").append("   ")
     text.append(f"{len(tally.failed)} FAIL", style="bold red" if tally.failed else "dim").append("   ")
-    text.append(f"yield {whole}   {tally.per_hour(now):,.0f} an hour")
-    return text
+    return text.append(f"yield {whole}   {tally.per_hour(now):,.0f} an hour")
