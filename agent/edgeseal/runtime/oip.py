@@ -63,24 +63,7 @@ def parse_request(body: bytes, header_length: int | None) -> Request:
         raise FormatError(f"Inference-Header-Content-Length is {header_length}; the body has {len(body)} bytes")
     end = len(body) if header_length is None else header_length
     document = _json(body[:end])
-    raw, at = memoryview(body)[end:], 0
-    inputs: dict[str, tuple[str, Array]] = {}
-    for item in _list(document, "inputs", required=True):
-        name, datatype, shape = _head(item)
-        if name in inputs:
-            raise FormatError(f"input {name!r} is given twice")
-        size = _parameters(item).get("binary_data_size")
-        if size is None:
-            inputs[name] = (datatype, from_json(datatype, shape, item.get("data"), name))
-            continue
-        if type(size) is not int or not 0 <= size <= len(raw) - at:
-            raise FormatError(
-                f"input {name!r}: binary_data_size {size!r}, but {len(raw) - at} bytes are left in the body"
-            )
-        inputs[name] = (datatype, from_raw(datatype, shape, bytes(raw[at : at + size]), name))
-        at += size
-    if at != len(raw):
-        raise FormatError(f"{len(raw) - at} bytes follow the last binary tensor")
+    inputs = _tensors(_list(document, "inputs", required=True), memoryview(body)[end:], "input")
     wanted = _list(document, "outputs")
     names = [_text(item, "name", "an output") for item in wanted]
     if len(set(names)) != len(names):
@@ -115,6 +98,36 @@ def build_response(
         document["id"] = request.id
     head = json.dumps(document).encode()
     return b"".join([head, *raw]), len(head) if raw else None
+
+
+def parse_response(body: bytes, header_length: int | None) -> dict[str, tuple[str, Array]]:
+    """Return the outputs of what `build_response` made: datatype and value by name. Raises FormatError."""
+    end = len(body) if header_length is None else header_length
+    outputs = _list(_json(body[:end]), "outputs", required=True)
+    return _tensors(outputs, memoryview(body)[end:], "output")
+
+
+def _tensors(items: Sequence[dict[str, Any]], raw: memoryview, what: str) -> dict[str, tuple[str, Array]]:
+    """Return the tensors of one side, in JSON or from `raw`, which must hold nothing else."""
+    found: dict[str, tuple[str, Array]] = {}
+    at = 0
+    for item in items:
+        name, datatype, shape = _head(item)
+        if name in found:
+            raise FormatError(f"{what} {name!r} is given twice")
+        size = _parameters(item).get("binary_data_size")
+        if size is None:
+            found[name] = (datatype, from_json(datatype, shape, item.get("data"), name))
+            continue
+        if type(size) is not int or not 0 <= size <= len(raw) - at:
+            raise FormatError(
+                f"{what} {name!r}: binary_data_size {size!r}, but {len(raw) - at} bytes are left in the body"
+            )
+        found[name] = (datatype, from_raw(datatype, shape, bytes(raw[at : at + size]), name))
+        at += size
+    if at != len(raw):
+        raise FormatError(f"{len(raw) - at} bytes follow the last binary tensor")
+    return found
 
 
 # Tensors -------------------------------------------------------------------------------------------------------------

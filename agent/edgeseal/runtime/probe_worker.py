@@ -42,7 +42,7 @@ def main(argv: Sequence[str]) -> int:
     question = cast("dict[str, Any]", cbor.decode(sys.stdin.buffer.read(MAX_QUESTION), max_length=MAX_QUESTION))
     directory = Path(question["directory"])
     try:
-        _limit_memory(directory, memory_mb)
+        limit_memory(directory, memory_mb)
         confined = confine.files([directory])
         found = examine(directory, question["requirements"], question["tests"])
     except EdgesealError as e:
@@ -175,7 +175,7 @@ def _say(answer: dict[str, object]) -> None:
     sys.stdout.flush()
 
 
-def _limit_memory(directory: Path, memory_mb: int) -> None:
+def limit_memory(directory: Path, memory_mb: int) -> None:
     """Bound what comes on top of interpreter, engine and the release's own files, which an engine may map or copy."""
     import edgeseal.runtime.engine_onnx  # noqa: F401 - counted before the limit, not against it
 

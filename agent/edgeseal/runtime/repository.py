@@ -2,6 +2,7 @@
 
     <root>/<model>/<release>/model.onnx …      one directory per release, named by its number
     <root>/<model>/current -> <release>        replaced atomically: a reader sees the old or the new release
+    <root>/<model>/shadow -> <release>         to be tried on copies of live requests (edgeseal.runtime.shadow)
     <root>/<model>/.staged-<release>/          being written, readable by the agent only
 
 Names are checked and links never followed: whoever can write beside us must not be able to turn a removal or a change
@@ -26,9 +27,11 @@ if TYPE_CHECKING:
     from collections.abc import Mapping
 
 CURRENT: Final = "current"
+SHADOW: Final = "shadow"
+_ORDER: Final = ".shadow.json"
 _NOTES: Final = ".notes.json"
 _STAGED: Final = ".staged-"
-_NEXT: Final = ".next-current"
+_NEXT: Final = ".next-"
 _IN_MEMORY: Final = frozenset({"tmpfs", "ramfs"})
 _MOUNTS: Final = Path("/proc/self/mounts")
 _MEMINFO: Final = Path("/proc/meminfo")
@@ -104,12 +107,7 @@ class ModelRepository:
 
     def switch(self, model: str, release: int) -> None:
         """Make a published release `current`, atomically."""
-        if not self.path(model, release).is_dir():
-            raise EdgesealError(f"{model} release {release} is not in the model repository")
-        link = self._model(model) / _NEXT
-        link.unlink(missing_ok=True)
-        link.symlink_to(str(release))
-        link.replace(self._model(model) / CURRENT)
+        self._link(model, CURRENT, release)
 
     def withdraw(self, model: str) -> None:
         """Point runtimes at nothing: whoever follows `current` stops serving this model."""
@@ -117,12 +115,7 @@ class ModelRepository:
 
     def current(self, model: str) -> int | None:
         """Return the release that runtimes are pointed at and that is there, None if there is none."""
-        try:
-            name = str((self._model(model) / CURRENT).readlink())
-        except OSError:
-            return None
-        path = self._model(model) / name
-        return int(name) if path.name == name and _is_release(path) else None
+        return self._linked(model, CURRENT)
 
     def releases(self, model: str) -> list[int]:
         """Return the published releases, oldest first."""
@@ -146,15 +139,33 @@ class ModelRepository:
         self.withdraw(model)
         _remove(self._model(model))
 
+    # Shadow --------------------------------------------------------------------------------------------------------
+
+    def shadow(self, model: str, release: int, order: bytes) -> None:
+        """Point at a published release that is to be tried on copies of live requests; `order` says how."""
+        self._write(model, _ORDER, order)
+        self._link(model, SHADOW, release)
+
+    def unshadow(self, model: str) -> None:
+        """Take that back; of no effect where there is nothing to take back."""
+        for name in (SHADOW, _ORDER):
+            (self._model(model) / name).unlink(missing_ok=True)
+
+    def shadowed(self, model: str) -> tuple[int, bytes] | None:
+        """Return the release that is to be tried and the order for it, None if there is none."""
+        release = self._linked(model, SHADOW)
+        if release is None:
+            return None
+        try:
+            return release, (self._model(model) / _ORDER).read_bytes()
+        except OSError:
+            return None
+
     # Notes for people ----------------------------------------------------------------------------------------------
 
     def note(self, model: str, about: Mapping[str, Any]) -> None:
         """Leave something for runtimes' pages beside a model: its gate's figures, its last rollback. Nothing secret."""
-        path = self._model(model) / _NOTES
-        temporary = path.with_name(path.name + ".next")
-        temporary.write_text(json.dumps(about), encoding="utf-8")
-        self._own(temporary, 0o640 if self._group else 0o600)
-        temporary.replace(path)  # in memory: nothing to flush
+        self._write(model, _NOTES, json.dumps(about).encode())
 
     def notes(self, model: str) -> dict[str, Any]:
         """Return what was left beside a model; nothing if there is nothing that can be read."""
@@ -165,11 +176,39 @@ class ModelRepository:
         return found if isinstance(found, dict) else {}
 
     def sweep(self) -> None:
-        """Remove what a killed process left: staged releases and half-made links."""
+        """Remove what a killed process left: staged releases, half-made links, a shadow that nobody waits for."""
         for model in self.models():
             for leftover in (self.root / model).glob(f"{_STAGED}*"):
                 _remove(leftover)
-            (self.root / model / _NEXT).unlink(missing_ok=True)
+            for name in (CURRENT, SHADOW):
+                (self.root / model / (_NEXT + name)).unlink(missing_ok=True)
+            self.unshadow(model)
+
+    def _link(self, model: str, name: str, release: int) -> None:
+        """Point a link at a published release, atomically."""
+        if not self.path(model, release).is_dir():
+            raise EdgesealError(f"{model} release {release} is not in the model repository")
+        link = self._model(model) / (_NEXT + name)
+        link.unlink(missing_ok=True)
+        link.symlink_to(str(release))
+        link.replace(self._model(model) / name)
+
+    def _linked(self, model: str, name: str) -> int | None:
+        """Return the release that a link names and that is there."""
+        try:
+            target = str((self._model(model) / name).readlink())
+        except OSError:
+            return None
+        path = self._model(model) / target
+        return int(target) if path.name == target and _is_release(path) else None
+
+    def _write(self, model: str, name: str, data: bytes) -> None:
+        """Replace a small file beside a model, for whoever may read models."""
+        path = self._model(model) / name
+        temporary = path.with_name(path.name + ".next")
+        temporary.write_bytes(data)
+        self._own(temporary, 0o640 if self._group else 0o600)
+        temporary.replace(path)  # in memory: nothing to flush
 
     def _model(self, model: str) -> Path:
         check_model_name(model)
