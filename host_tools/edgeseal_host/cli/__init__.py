@@ -61,7 +61,15 @@ _COMMANDS: Final[dict[str, _Entry]] = {
             "upgrade": "edgeseal_host.cli.fleet_upkeep:upgrade",
         },
     ),
-    "station": _Entry("edgeseal_host.cli.station", "Provision devices over serial lines."),
+    "station": _Entry(
+        "edgeseal_host.cli.station",
+        "Provision devices over serial lines.",
+        attached={
+            "export": "edgeseal_host.cli.station_papers:export",
+            "labels": "edgeseal_host.cli.station_papers:labels",
+            "verify-journal": "edgeseal_host.cli.station_papers:verify_journal",
+        },
+    ),
     "stick": _Entry("edgeseal_host.cli.stick", "Build and flash the firmware of a QRNG stick.", extra="stick"),
 }
 
