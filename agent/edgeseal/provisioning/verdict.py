@@ -38,6 +38,7 @@ class Code(IntEnum):
     JOURNAL = 135
     OPERATOR = 136
     LINE_BROKE = 137
+    NO_PORT = 138
 
 
 REMEDIES: Final[dict[Code, str]] = {
@@ -60,9 +61,10 @@ REMEDIES: Final[dict[Code, str]] = {
     Code.UNHEALTHY: "plug in the noise source and wait until its light is steady, or allow `mix` in the batch file",
     Code.IMPOSTOR: "put the device aside: it cannot use the key it shows",
     Code.NO_RECEIPT: "put the device aside and tell the supervisor: it confirmed another grant",
-    Code.JOURNAL: "free disk space on the station or repair its journal; nothing was given to the device",
+    Code.JOURNAL: "free disk space on the station or repair its journal, then run it again: it goes on where it was",
     Code.OPERATOR: "ask whoever set up this batch",
     Code.LINE_BROKE: "plug the cable in again and run it again: it goes on where it was",
+    Code.NO_PORT: "use another port",
 }
 
 

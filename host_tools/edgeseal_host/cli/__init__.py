@@ -65,6 +65,7 @@ _COMMANDS: Final[dict[str, _Entry]] = {
         "edgeseal_host.cli.station",
         "Provision devices over serial lines.",
         attached={
+            "run": "edgeseal_host.cli.station_run:run",
             "export": "edgeseal_host.cli.station_papers:export",
             "labels": "edgeseal_host.cli.station_papers:labels",
             "verify-journal": "edgeseal_host.cli.station_papers:verify_journal",

@@ -3,7 +3,12 @@
 from __future__ import annotations
 
 import contextlib
+import errno
+import getpass
+import grp
 import os
+import termios
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, Final
 
 if TYPE_CHECKING:
@@ -11,6 +16,14 @@ if TYPE_CHECKING:
 
 CHUNK: Final = 4096
 MAX_PENDING: Final = 65_536  # bytes that wait for a port that takes none
+
+
+@dataclass(frozen=True, slots=True)
+class Problem:
+    """Why a port cannot be opened, and what to do."""
+
+    reason: str
+    remedy: str
 
 
 class Cable:
@@ -22,7 +35,7 @@ class Cable:
         self._baud = baud
         self._serial: serial.Serial | None = None
         self._pending = b""
-        self.problem = ""
+        self.problem: Problem | None = None  # why it could not be opened the last time
 
     @property
     def is_open(self) -> bool:
@@ -45,11 +58,11 @@ class Cable:
 
         try:
             port = serial.Serial(self.path, self._baud, timeout=0, write_timeout=0, exclusive=True)
-        except (serial.SerialException, OSError, ValueError) as e:
-            self.problem = getattr(e, "strerror", None) or str(e)
+            os.set_blocking(port.fileno(), False)
+        except (OSError, ValueError, OverflowError, termios.error) as e:
+            self.problem = _problem(e, self.path, self._baud)
             return False
-        os.set_blocking(port.fileno(), False)
-        self._serial, self._pending, self.problem = port, b"", ""
+        self._serial, self._pending, self.problem = port, b"", None
         return True
 
     def read(self) -> bytes:
@@ -83,3 +96,31 @@ class Cable:
             with contextlib.suppress(OSError):
                 self._serial.close()
         self._serial, self._pending = None, b""
+
+
+def _problem(error: Exception, path: str, baud: int) -> Problem:
+    """Say what pyserial found, for whoever stands at the line."""
+    if isinstance(error, ValueError | OverflowError):
+        return Problem(f"it cannot do {baud} baud", "choose another --baud")
+    number = error.errno if isinstance(error, OSError) else next(iter(error.args), None)
+    match number:
+        case errno.EAGAIN | errno.EBUSY:
+            return Problem("another program has it open", f"close that program; `fuser -v {path}` names it")
+        case errno.EACCES | errno.EPERM:
+            return Problem("this user may not open it", _how_to_get_in(path))
+        case errno.ENOENT | errno.ENODEV | errno.ENXIO | errno.EIO:
+            return Problem("it is gone", "plug it in again")
+        case int():
+            return Problem(os.strerror(number), "plug it in again, or use another port")
+    return Problem("it is no serial port", "use another port")
+
+
+def _how_to_get_in(path: str) -> str:
+    """Name the group that owns the port: `dialout` on Debian, `uucp` elsewhere."""
+    try:
+        group, user = grp.getgrgid(os.stat(path).st_gid).gr_name, getpass.getuser()
+    except (KeyError, OSError):
+        return "ask whoever looks after this computer for the group that may use serial ports"
+    if group == "root":
+        return f"only root may use {path}: ask whoever looks after this computer"
+    return f"sudo usermod -aG {group} {user}; then log out and in again"

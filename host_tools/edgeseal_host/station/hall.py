@@ -68,6 +68,15 @@ class Hall:
 
     def run(self) -> Tally:
         """Serve until stopped, or with `once` until every port has a verdict."""
+        try:
+            self._rounds()
+        finally:
+            for _, cable in self._places.values():
+                cable.close()
+        self._audience.tick(self.views(), self.tally, self._work.clock())
+        return self.tally
+
+    def _rounds(self) -> None:
         look_at = tick_at = 0.0
         while not self._over():
             now = self._work.clock()
@@ -80,10 +89,6 @@ class Hall:
             if now >= tick_at:
                 tick_at = now + TICK
                 self._audience.tick(self.views(), self.tally, now)
-        for _, cable in self._places.values():
-            cable.close()
-        self._audience.tick(self.views(), self.tally, self._work.clock())
-        return self.tally
 
     def _over(self) -> bool:
         lanes = [lane for lane, _ in self._places.values()]
@@ -101,20 +106,21 @@ class Hall:
         for path in there:
             if path not in self._places:
                 self._places[path] = Lane(path, self._work), Cable(path, self._baud)
-        for path, (lane, cable) in list(self._places.items()):
-            if path in there and not cable.is_open and self._open(cable):
-                lane.plugged()
-            elif path not in there and cable.is_open:
+        for path, (lane, cable) in self._places.items():
+            if path not in there:
                 cable.close()
                 lane.unplugged()
+            elif not cable.is_open:
+                self._open(lane, cable)
 
-    def _open(self, cable: Cable) -> bool:
+    def _open(self, lane: Lane, cable: Cable) -> None:
         before = cable.problem
         if cable.open():
-            return True
-        if cable.problem != before:
-            self._audience.said(f"{cable.path} cannot be opened: {cable.problem}")
-        return False
+            lane.plugged()
+        elif cable.problem is not None:
+            lane.blocked(cable.problem)
+            if cable.problem != before and lane.phase is Phase.ABSENT:
+                self._audience.said(f"{cable.path}: {cable.problem.reason}; {cable.problem.remedy}")
 
     # One round ---------------------------------------------------------------------------------------------------
 

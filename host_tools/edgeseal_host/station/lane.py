@@ -17,6 +17,7 @@ from edgeseal_host.station.probe import Probe, printable
 if TYPE_CHECKING:
     from edgeseal.provisioning import Station
     from edgeseal_host.station.book import PortBook
+    from edgeseal_host.station.cable import Problem
     from edgeseal_host.station.probe import Status
     from edgeseal_host.station.work import Work
 
@@ -85,8 +86,18 @@ class Lane:
             self._talk.abandon()
             self._judge()
         elif self.phase not in OVER:
-            self.phase, self._serial = Phase.ABSENT, ""
+            self.phase, self._serial, self._verdict = Phase.ABSENT, "", None
+            if self._work.once:
+                self._end(Verdict.failed(RefusalError(Code.LINE_BROKE, "the port went away")), Phase.FAILED)
         self._left = True
+
+    def blocked(self, problem: Problem) -> None:
+        """Take in that the port is there and cannot be opened."""
+        if self.phase is not Phase.ABSENT:
+            return
+        self._verdict = Verdict.failed(RefusalError(Code.NO_PORT, problem.reason, remedy=problem.remedy))
+        if self._work.once:
+            self._end(self._verdict, Phase.FAILED)
 
     def retry(self) -> None:
         """Give a device that failed another try without its being taken away."""
@@ -130,9 +141,13 @@ class Lane:
         """See what silence means."""
         if self.phase in OVER and self._probe.silent:
             self._left = True
-        if self.phase is Phase.SCAN and self._probe.silent:
+        if self.phase in {Phase.SCAN, Phase.WAITING} and self._serial and self._probe.silent:
             self._wait_for_one()
-        if self.phase is Phase.WAITING and self._work.clock() - self._began_at > self._work.patience:
+        if (
+            self.phase is Phase.WAITING
+            and not self._serial
+            and self._work.clock() - self._began_at > self._work.patience
+        ):
             self._note = REMEDIES[Code.NO_ANSWER]
             if self._work.once:
                 reason = f"no answer in {self._work.patience:.0f} s"

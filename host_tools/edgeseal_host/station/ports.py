@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
 from typing import TYPE_CHECKING, Final
 
+from edgeseal.errors import UsageError
+
 if TYPE_CHECKING:
-    from collections.abc import Callable, Collection, Sequence
+    from collections.abc import Callable, Collection, Iterable, Sequence
 
 AUTO: Final = "auto"
 
@@ -16,16 +19,47 @@ def finder(names: Sequence[str], *, without: Collection[str] = ()) -> Callable[[
 
     `names` are paths, or `auto` for all USB serial ports but those in `without`.
     """
-    paths = [name for name in names if name != AUTO]
+    paths = _once_each(name for name in names if name != AUTO)
     automatic = AUTO in names
 
     def find() -> list[str]:
         found = [path for path in paths if Path(path).exists()]
         if automatic:
-            found += [path for path in _usb_ports() if path not in without and path not in found]
+            named = {os.path.realpath(path) for path in (*found, *without)}
+            found += [path for path in _usb_ports() if os.path.realpath(path) not in named]
         return found
 
     return find
+
+
+def check(names: Sequence[str], *, once: bool) -> list[str]:
+    """Look at the ports that were named; return what to tell about those that are not there yet.
+
+    Raises UsageError for what can never be a serial port, and for one that is missing where nobody will wait for it.
+    """
+    missing = []
+    for name in (name for name in names if name != AUTO):
+        path = Path(name)
+        if path.exists():
+            if not path.is_char_device():
+                raise UsageError(f"{name} is no serial port", hint=_ports_now())
+        elif once or not name.startswith("/dev/"):
+            raise UsageError(f"there is no port {name}", hint=_ports_now())
+        else:
+            missing.append(f"{name} is not there yet: the run waits for it; {_ports_now()}")
+    return missing
+
+
+def _ports_now() -> str:
+    from serial.tools import list_ports
+
+    found = sorted(port.device for port in list_ports.comports())
+    return f"ports of this computer: {', '.join(found) or 'none'}"
+
+
+def _once_each(names: Iterable[str]) -> list[str]:
+    """Two names of one port are one port: /dev/serial/by-id leads to /dev/ttyUSB0."""
+    return list({os.path.realpath(name): name for name in names}.values())
 
 
 def _usb_ports() -> list[str]:

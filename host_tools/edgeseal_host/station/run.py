@@ -16,16 +16,16 @@ from edgeseal import __version__
 from edgeseal_host.station import chain
 from edgeseal_host.station.hall import Hall
 from edgeseal_host.station.lane import Phase
-from edgeseal_host.station.uploader import Uploader
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Sequence
 
     from edgeseal_host.station.hall import Audience
+    from edgeseal_host.station.journal import Journal
     from edgeseal_host.station.lane import View
     from edgeseal_host.station.scanner import Scanner
     from edgeseal_host.station.tally import Tally
-    from edgeseal_host.station.uploader import Registrar
+    from edgeseal_host.station.uploader import Uploader
     from edgeseal_host.station.work import Work
 
 FAILED: Final = 1
@@ -72,13 +72,13 @@ class Run:
         audience: Audience,
         sign: Callable[[bytes], bytes],
         scanner: Scanner | None = None,
-        registrar: Registrar | None = None,
+        upload: Callable[[Journal, Callable[[str], None]], Uploader] | None = None,
     ) -> None:
-        """`registrar` is the fleet server that records are sent to as they are made; None: later."""
+        """`upload` makes what sends records to the fleet server as they come; None: they are sent later."""
         self._work = work
         self._audience = audience
         self._sign = sign
-        self._registrar = registrar
+        self._upload = upload
         self._baud = baud
         self._uploader: Uploader | None = None
         self.hall = Hall(work, find, baud=baud, audience=audience, scanner=scanner, idle=self._idle)
@@ -92,8 +92,8 @@ class Run:
         work = self._work
         where = {"operator": work.operator, "batch": work.order.batch, "fixture": work.fixture}
         work.journal.append(chain.BEGAN, detail={"version": __version__, "baud": self._baud}, **where)
-        if self._registrar is not None:
-            self._uploader = Uploader(work.journal, self._registrar, self._audience.said)
+        if self._upload is not None:
+            self._uploader = self._upload(work.journal, self._audience.said)
         outcome = Outcome(self.hall.tally)
         try:
             with _stopping_at_signals(self.hall.stop):
