@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import hashlib
 import json
+import re
 import sqlite3
 from contextlib import closing
-from typing import TYPE_CHECKING
+from pathlib import Path
 
 import pytest
 import sqlalchemy as sa
@@ -18,13 +19,15 @@ from edgeseal.errors import EdgesealError, IncompatibleError, IntegrityError, Re
 from edgeseal_host.fleet import schema, upgrade
 from edgeseal_host.fleet.data import DataDirectory
 
-if TYPE_CHECKING:
-    from pathlib import Path
-
 FROM_0 = ("ALTER TABLE device ADD COLUMN report BLOB", "UPDATE device SET report = x'00' WHERE name = 'press-7'")
 TABLES_OF = {
-    1: "3360b3c9bd940bc7b4173b6356440f6b0660ee0c0ccfff8cefe2a8b012aca54b"
+    1: "3360b3c9bd940bc7b4173b6356440f6b0660ee0c0ccfff8cefe2a8b012aca54b",
+    2: "fa3d55a66e98e5439ca4f2b9f4e67a7ea5a8d32800f631fb334b06e3e6c1b517",
 }  # SHA-256 of the statements that make the tables, by schema version
+
+
+LATER = dict.fromkeys(range(1, schema.SCHEMA_VERSION), ())  # the made-up version 0 has what came since already
+VERSION_1 = Path(__file__).parents[1] / "vectors" / "fleet-schema-1.sql"
 
 
 def statements() -> str:
@@ -67,7 +70,7 @@ def test_older_registry_is_refused_until_it_is_upgraded(old: Path, monkeypatch: 
     with pytest.raises(IncompatibleError, match="schema version 0") as caught:
         schema.open_database(old)
     assert "fleet upgrade" in (caught.value.hint or "")
-    monkeypatch.setattr(upgrade, "STEPS", {0: FROM_0})
+    monkeypatch.setattr(upgrade, "STEPS", {0: FROM_0, **LATER})
     found, copy = upgrade.upgrade(old)
     assert (found, copy) == (0, old.with_name("fleet.db.schema-0"))
     assert copy is not None
@@ -81,9 +84,48 @@ def test_older_registry_is_refused_until_it_is_upgraded(old: Path, monkeypatch: 
     assert upgrade.upgrade(old) == (schema.SCHEMA_VERSION, None)
 
 
+def shape(path: Path) -> dict[str, list[object]]:
+    """Columns, references and indexes of every table."""
+    with closing(sqlite3.connect(path)) as connection:
+        tables = [row[0] for row in connection.execute("SELECT name FROM sqlite_master WHERE type = 'table'")]
+        return {
+            f"{what} of {table}": sorted(row[1:] if what != "foreign_key_list" else row[2:5] for row in rows)
+            for table in tables
+            for what in ("table_info", "foreign_key_list", "index_list")
+            for rows in [connection.execute(f"PRAGMA {what}({table})").fetchall()]
+        }
+
+
+def test_registry_that_version_1_wrote_becomes_one_of_today(tmp_path: Path) -> None:
+    """The statements are those that version 1 made its tables with."""
+    path, fresh = tmp_path / "fleet.db", tmp_path / "new.db"
+    path.touch(mode=0o600)
+    text = VERSION_1.read_text()
+    assert hashlib.sha256(text.encode()).hexdigest() == TABLES_OF[1]
+    with closing(sqlite3.connect(path)) as connection:
+        for statement in re.split(r"\n+(?=CREATE )", text):
+            connection.execute(statement)
+        connection.execute("INSERT INTO setting VALUES ('schema', '1')")
+        connection.execute(
+            "INSERT INTO device (name, serial, hardware, group_name, tag, enrolled_at)"
+            " VALUES ('press-7', 's', 'pi', 'g', x'', 0)"
+        )
+        connection.commit()
+    assert upgrade.upgrade(path)[0] == 1
+    schema.create(fresh)
+    assert {k: v for k, v in shape(path).items() if "device" not in k} == {
+        k: v for k, v in shape(fresh).items() if "device" not in k
+    }
+    assert columns(path) == columns(fresh)
+    for what in ("foreign_key_list", "index_list"):
+        assert shape(path)[f"{what} of device"] == shape(fresh)[f"{what} of device"]
+    with closing(sqlite3.connect(path)) as connection:
+        assert connection.execute("SELECT name, station, record FROM device").fetchall() == [("press-7", None, None)]
+
+
 @pytest.mark.parametrize("steps", [("ALTER TABLE nothing ADD COLUMN x", *FROM_0), (*FROM_0, "SELECT nonsense")])
 def test_failing_upgrade_changes_nothing(old: Path, monkeypatch: pytest.MonkeyPatch, steps: tuple[str, ...]) -> None:
-    monkeypatch.setattr(upgrade, "STEPS", {0: steps})
+    monkeypatch.setattr(upgrade, "STEPS", {0: steps, **LATER})
     with pytest.raises(EdgesealError, match="could not be upgraded"):
         upgrade.upgrade(old)
     assert "report" not in columns(old)
@@ -94,7 +136,7 @@ def test_failing_upgrade_changes_nothing(old: Path, monkeypatch: pytest.MonkeyPa
 
 def test_upgrade_that_breaks_references_is_undone(old: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     orphan = "INSERT INTO generation VALUES (x'00', 'nobody', 1, x'00', x'00', 0)"
-    monkeypatch.setattr(upgrade, "STEPS", {0: (*FROM_0, orphan)})
+    monkeypatch.setattr(upgrade, "STEPS", {0: (*FROM_0, orphan), **LATER})
     with pytest.raises(IntegrityError, match="rows point nowhere"):
         upgrade.upgrade(old)
     assert "report" not in columns(old)

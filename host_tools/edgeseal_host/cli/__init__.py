@@ -59,6 +59,10 @@ _COMMANDS: Final[dict[str, _Entry]] = {
             "rotate-data-key": "edgeseal_host.cli.fleet_upkeep:rotate_data_key",
             "restored": "edgeseal_host.cli.fleet_upkeep:restored",
             "upgrade": "edgeseal_host.cli.fleet_upkeep:upgrade",
+            "trust-station": "edgeseal_host.cli.fleet_stations:trust_station",
+            "distrust-station": "edgeseal_host.cli.fleet_stations:distrust_station",
+            "stations": "edgeseal_host.cli.fleet_stations:stations",
+            "import-enrolments": "edgeseal_host.cli.fleet_stations:import_enrolments",
         },
     ),
     "station": _Entry(

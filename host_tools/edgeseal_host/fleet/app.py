@@ -22,8 +22,9 @@ from starlette.routing import Route
 
 from edgeseal.enrolment import Record
 from edgeseal.errors import EdgesealError, NoSpaceError, NotAuthorisedError, TemporaryError, UsageError
-from edgeseal_host.fleet import bodies, metrics, operations, static
+from edgeseal_host.fleet import bodies, imports, metrics, operations, static
 from edgeseal_host.fleet.logs import event
+from edgeseal_host.fleet.stations import short
 from edgeseal_host.fleet.wire import (
     KINDS,
     LENGTH_HEADER,
@@ -185,10 +186,28 @@ class _Routes:
     async def enrol(self, request: Request) -> Response:
         token = await self._authorise(request, "enrol")
         body = bodies.parse(await bodies.read(request, MAX_SMALL_JSON), bodies.Enrol)
-        record = Record.from_bytes(bodies.unbase64(body.record, "record"))
-        result = await self._service.in_thread(operations.enrol, self._fleet, record, now=self._service.now())
-        event(logger, "device enrolled", token=token, device=record.device, group=record.group)
+        now, signed = self._service.now(), body.signed()
+        if signed is None:
+            await self._authorise_unsigned(request)
+            record = Record.from_bytes(bodies.unbase64(body.record, "record"))
+            result = await self._service.in_thread(operations.enrol, self._fleet, record, now=now)
+        else:
+            record, result = await self._service.in_thread(imports.take, self._fleet, signed, now=now)
+        station = None if signed is None else short(signed.pin)
+        event(logger, "device enrolled", token=token, device=record.device, group=record.group, station=station)
         return _json(result, 201)
+
+    async def _authorise_unsigned(self, request: Request) -> None:
+        """Let only an admin bring a record by hand once stations are in use: a stolen token alone adds no device."""
+        if not await self._service.in_thread(self._fleet.stations.in_use):
+            return
+        try:
+            await self._authorise(request, "admin")
+        except NotAuthorisedError:
+            raise NotAuthorisedError(
+                "this fleet takes records that a trusted station has signed; this one is not",
+                hint="send it with edgeseal station upload, or by hand with an admin token",
+            ) from None
 
     async def revoke(self, request: Request) -> Response:
         token = await self._authorise(request, "operate")

@@ -12,6 +12,7 @@ import msgspec
 from edgeseal.errors import EdgesealError, FormatError, TemporaryError, UsageError
 from edgeseal.manifest import MAX_RELEASE
 from edgeseal_host.fleet.wire import MAX_NAMES
+from edgeseal_host.station.enrolments import SignedRecord
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator
@@ -42,9 +43,23 @@ class Missing(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
 
 
 class Enrol(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
-    """POST devices: an `enrolment.Record` in base64."""
+    """POST devices: an `enrolment.Record` in base64; from a station with its pin in hex and its signature in base64."""
 
     record: Annotated[str, msgspec.Meta(max_length=32_768)]
+    station: Annotated[str, msgspec.Meta(pattern=r"^[0-9a-f]{96}\Z")] | None = None
+    signature: Annotated[str, msgspec.Meta(max_length=8192)] | None = None
+
+    def signed(self) -> SignedRecord | None:
+        """Return the record with its signature, if it has one.
+
+        Raises FormatError, UsageError if only one of pin and signature is there.
+        """
+        if self.station is None and self.signature is None:
+            return None
+        if self.station is None or self.signature is None:
+            raise UsageError("request body: `station` and `signature` go together")
+        record, signature = unbase64(self.record, "record"), unbase64(self.signature, "signature")
+        return SignedRecord(record, bytes.fromhex(self.station), signature)
 
 
 class Revoke(msgspec.Struct, frozen=True, forbid_unknown_fields=True):

@@ -26,6 +26,7 @@ if TYPE_CHECKING:
     from urllib3.response import BaseHTTPResponse
 
     from edgeseal_host.repository.verify import Publication
+    from edgeseal_host.station.enrolments import SignedRecord
 
 TRIES: Final = 5  # of one upload; each goes on where the last one stopped
 FIRST_PAUSE: Final = 0.25  # seconds; doubles with each try
@@ -133,6 +134,15 @@ class FleetClient:
     def enrol(self, record: bytes) -> dict[str, Any]:
         """Register a device by its `enrolment.Record`; the same record twice is one device."""
         return self._call("POST", "devices", {"record": base64.b64encode(record).decode()})
+
+    def enrol_signed(self, signed: SignedRecord) -> dict[str, Any]:
+        """Register a device by a record that a manufacturing station has signed."""
+        body = {
+            "record": base64.b64encode(signed.record).decode(),
+            "station": signed.pin.hex(),
+            "signature": base64.b64encode(signed.signature).decode(),
+        }
+        return self._call("POST", "devices", body)
 
     def devices(self) -> list[dict[str, Any]]:
         """List all devices."""

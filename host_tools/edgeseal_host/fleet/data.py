@@ -22,6 +22,7 @@ from edgeseal_host.fleet.public import FleetPublic
 from edgeseal_host.fleet.publishing import Publisher
 from edgeseal_host.fleet.registry import SqlRegistry
 from edgeseal_host.fleet.rings import KEY_LIFETIME, RINGS, KeyRing
+from edgeseal_host.fleet.stations import Stations
 from edgeseal_host.fleet.tokens import Tokens
 from edgeseal_host.repository import metadata
 
@@ -219,6 +220,7 @@ class Fleet:
         self.registry = SqlRegistry(self.database, self.vault)
         self.objects = ObjectDirectory(data.path / "objects")
         self.tokens = Tokens(self.registry)
+        self.stations = Stations(self.registry)
         self.publisher = Publisher(
             self.registry,
             self.objects,

@@ -1,53 +1,123 @@
-"""Taking over enrolment records that a station has signed and somebody has carried here: each line for itself."""
+"""Taking over enrolment records that a station has signed: one that was sent, or a file's, each line for itself."""
 
 from __future__ import annotations
 
+import hashlib
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Literal
+from typing import TYPE_CHECKING, Any, BinaryIO, Literal, TypeAlias
 
 from edgeseal.enrolment import Record
-from edgeseal.errors import EdgesealError, RefusedError
+from edgeseal.errors import EdgesealError, NotAuthorisedError, RefusedError
 from edgeseal_host.fleet import operations
+from edgeseal_host.fleet.stations import short
 from edgeseal_host.station import enrolments
+from edgeseal_host.station.enrolments import Bad, Header, SignedRecord
 
 if TYPE_CHECKING:
+    from collections.abc import Iterator
+
     from edgeseal_host.fleet.data import Fleet
-    from edgeseal_host.fleet.stations import TrustedStation, TrustedStations
+
+Outcome: TypeAlias = Literal["registered", "known", "refused"]
 
 
 @dataclass(frozen=True, slots=True)
 class Line:
-    """What became of one line; `number` as an editor counts them."""
+    """What became of one line; `number` as an editor counts them, `station` its id."""
 
     number: int
+    station: str
     device: str
-    outcome: Literal["registered", "known", "refused"]
+    outcome: Outcome
     reason: str = ""
 
 
-def import_enrolments(
-    fleet: Fleet, stations: TrustedStations, data: bytes, *, now: int
-) -> tuple[TrustedStation, list[Line]]:
+def take(fleet: Fleet, signed: SignedRecord, *, now: int) -> tuple[Record, dict[str, Any]]:
+    """Register the device of one record; returns what was registered, and the API's answer.
+
+    Raises NotAuthorisedError for a station that is not trusted, IntegrityError for a signature that is not its,
+    FormatError, RefusedError for what is taken. Nothing is changed then.
+    """
+    station = fleet.stations.find(signed.pin)
+    signed.check(station.public)
+    record = Record.from_bytes(signed.record)
+    return record, operations.enrol(fleet, record, now=now, station=station.id)
+
+
+def import_enrolments(fleet: Fleet, file: BinaryIO, *, now: int) -> Iterator[Line]:
     """Register every device of a file; a line that is refused changes nothing and stops no other.
 
-    Raises NotAuthorisedError for an unknown station, FormatError or IncompatibleError for what is no such file.
+    Raises FormatError or IncompatibleError at the first line for what is no such file.
     """
-    pin, _, lines = enrolments.read_header(data)
-    station = stations.find(pin)
+    part: _Part | None = None
     seen: dict[bytes, int] = {}
-    return station, [_one(fleet, station, n, line, seen, now=now) for n, line in enumerate(lines, 2)]
+    number = 0
+    for number, item in enrolments.read(file):
+        if isinstance(item, Header):
+            if part is not None and (missing := part.missing(number)):
+                yield missing
+            part = _Part(fleet, item, seen)
+            if refused := part.refused(number):
+                yield refused
+        else:
+            assert part is not None  # noqa: S101 - `read` begins with a header
+            yield part.line(number, item, now=now)
+    if part is not None and (missing := part.missing(number)):
+        yield missing
 
 
-def _one(fleet: Fleet, station: TrustedStation, number: int, line: bytes, seen: dict[bytes, int], *, now: int) -> Line:
-    device = ""
+@dataclass
+class _Part:
+    """One station's lines of a file."""
+
+    fleet: Fleet
+    header: Header
+    seen: dict[bytes, int]  # of the whole file, by digest
+    count: int = 0
+    refused_at: int | None = None
+
+    @property
+    def id(self) -> str:
+        return short(self.header.pin)
+
+    def refused(self, number: int) -> Line | None:
+        """Say once that nothing of this station can be taken."""
+        try:
+            self.fleet.stations.find(self.header.pin)
+        except NotAuthorisedError as e:
+            self.refused_at = number
+            return Line(number, self.id, "", "refused", str(e))
+        return None
+
+    def line(self, number: int, item: SignedRecord | Bad, *, now: int) -> Line:
+        self.count += 1
+        device = ""
+        try:
+            if isinstance(item, Bad):
+                raise item.error
+            device = _claimed(item.record)
+            if self.refused_at is not None:
+                raise NotAuthorisedError(f"its station is refused, see line {self.refused_at}")
+            if (before := self.seen.setdefault(hashlib.sha256(item.record).digest(), number)) != number:
+                raise RefusedError(f"the record of line {before} once more")
+            _, result = take(self.fleet, item, now=now)
+        except EdgesealError as e:
+            return Line(number, self.id, device, "refused", str(e))
+        if result["new"]:
+            return Line(number, self.id, device, "registered")
+        return Line(number, self.id, device, "known", "it was registered before")
+
+    def missing(self, number: int) -> Line | None:
+        """Notice that lines are missing, as when a file was cut off between two."""
+        if self.count == self.header.count:
+            return None
+        reason = f"{self.header.count} records were written and {self.count} are there: carry the file again"
+        return Line(number, self.id, "", "refused", reason)
+
+
+def _claimed(data: bytes) -> str:
+    """Return the name in a record that nobody has verified, to say which line is meant; it is checked text."""
     try:
-        signed = enrolments.read_line(number, line)
-        signed.check(station.public)
-        record = Record.from_bytes(signed.record)
-        device = record.device
-        if (before := seen.setdefault(record.public, number)) != number:
-            raise RefusedError(f"the device of line {before} once more")
-        new = operations.enrol(fleet, record, now=now)["new"]
-    except EdgesealError as e:
-        return Line(number, device, "refused", str(e))
-    return Line(number, device, "registered" if new else "known", "" if new else "it was registered before")
+        return Record.from_bytes(data).device
+    except EdgesealError:
+        return ""

@@ -33,6 +33,7 @@ _LISTED = (
     device.c.alarms,
     device.c.enrolled_at,
     device.c.seen_at,
+    device.c.station,
 )
 
 
@@ -50,10 +51,12 @@ def health(fleet: Fleet, *, now: int) -> tuple[bool, dict[str, Any]]:
     return True, {"status": "ok", "published": True, "timestamp_seconds_left": int(left)}
 
 
-def enrol(fleet: Fleet, record: Record, *, now: int) -> dict[str, Any]:
-    """Register a device."""
-    psk = record.psk(fleet.data.ring("enrol").ring())
-    new = fleet.registry.enrol(record, psk, now=now)
+def enrol(fleet: Fleet, record: Record, *, now: int, station: str | None = None) -> dict[str, Any]:
+    """Register a device; `station` is the id of who signed the record, checked by the caller."""
+    new = False
+    if not fleet.registry.knows(record):  # else its enrolment key may be gone, and that is no reason to refuse it
+        psk = record.psk(fleet.data.ring("enrol").ring())
+        new = fleet.registry.enrol(record, psk, now=now, station=station)
     return {"device": record.device, "group": record.group, "suite": record.suite, "new": new}
 
 

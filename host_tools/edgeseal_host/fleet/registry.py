@@ -7,7 +7,6 @@ what devices are told (checkin.py).
 
 from __future__ import annotations
 
-import hmac
 import sqlite3
 import threading
 from contextlib import contextmanager, suppress
@@ -15,9 +14,10 @@ from typing import TYPE_CHECKING, Any, Final
 
 import sqlalchemy as sa
 
-from edgeseal.errors import EdgesealError, NotAuthorisedError, RefusedError
+from edgeseal.errors import EdgesealError, NotAuthorisedError
 from edgeseal.session.server import Row
 from edgeseal.suite import PublicKey
+from edgeseal_host.fleet import enrolling
 from edgeseal_host.fleet.prepared import Prepared
 from edgeseal_host.fleet.schema import READ, Database, assignment, device, generation
 
@@ -122,7 +122,7 @@ class SqlTransaction:
             self.outcome = "denied"
             return False
         self.run(_DROP_PENDING, {"d": row.device})
-        self.run(_ADD, _generation_values(self.vault, row.device, PublicKey(suite, public), psk, pending=True))
+        self.run(_ADD, enrolling.generation_values(self.vault, row.device, PublicKey(suite, public), psk, pending=True))
         self.outcome = "rekey"
         return True
 
@@ -234,44 +234,19 @@ class SqlRegistry:
         with self._reader.connect() as connection:
             yield connection
 
-    def enrol(self, record: Record, psk: bytes, *, now: int) -> bool:
-        """Add a device; False if exactly this one is there already.
+    def knows(self, record: Record) -> bool:
+        """Whether exactly this record was taken before."""
+        with self.read() as connection:
+            return enrolling.known(connection, record)
 
-        Raises RefusedError for a name or a public key that is taken.
+    def enrol(self, record: Record, psk: bytes, *, now: int, station: str | None = None) -> bool:
+        """Add a device; False if exactly this one is there already. `station`: id of who signed the record.
+
+        Raises RefusedError for a name, key or serial number that is taken, NotAuthorisedError for a station that is
+        not trusted.
         """
-        key = PublicKey(record.suite, record.public)
         with self.durably() as connection:
-            query = sa.select(generation.c.device, generation.c.psk).where(generation.c.public == key.raw)
-            found = connection.execute(query).first()
-            holder = found.device if found else None
-            taken = connection.execute(sa.select(device.c.name).where(device.c.name == record.device)).scalar()
-            # Another PSK means another grant: to call that the same device would hand out a grant that opens nothing.
-            same_psk = found and hmac.compare_digest(self._vault.open(b"psk", key.kid, found.psk), psk)
-            if same_psk and holder == record.device and taken is not None:
-                return False
-            if holder is not None:
-                raise RefusedError(
-                    f"the public key of {record.device} is already enrolled as {holder}",
-                    hint="two devices with one key mean a copied image or a broken random generator: make a new key",
-                )
-            if taken is not None:
-                raise RefusedError(
-                    f"device name {record.device} is taken by another key", hint="choose another name for this device"
-                )
-            connection.execute(
-                sa.insert(device).values(
-                    name=record.device,
-                    serial=record.serial,
-                    hardware=record.hardware,
-                    group_name=record.group,
-                    tag=b"",
-                    enrolled_at=now,
-                )
-            )
-            connection.execute(
-                sa.insert(generation), _generation_values(self._vault, record.device, key, psk, pending=False)
-            )
-        return True
+            return enrolling.enrol(connection, self._vault, record, psk, station_id=station, now=now)
 
     def revoke(self, name: str, reason: str) -> None:
         """Refuse a device from now on.
@@ -324,14 +299,3 @@ def _commit(connection: sqlite3.Connection) -> None:
 def unknown_device(name: str) -> NotAuthorisedError:
     """Return the error for a name nobody has."""
     return NotAuthorisedError(f"no device is called {name[:80]!r}", hint="edgeseal device list shows all names")
-
-
-def _generation_values(vault: Vault, name: str, key: PublicKey, psk: bytes, *, pending: bool) -> dict[str, Any]:
-    return {
-        "kid": key.kid,
-        "device": name,
-        "suite": key.suite.number,
-        "public": key.raw,
-        "psk": vault.seal(b"psk", key.kid, psk),
-        "pending": pending,
-    }

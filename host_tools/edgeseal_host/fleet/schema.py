@@ -17,7 +17,7 @@ from edgeseal.errors import EdgesealError, IncompatibleError, TemporaryError
 if TYPE_CHECKING:
     from pathlib import Path
 
-SCHEMA_VERSION: Final = 1
+SCHEMA_VERSION: Final = 2
 BUSY_MS: Final = 10_000  # another process (`edgeseal fleet token …`) may hold the write lock for a moment
 SYNCHRONOUS: Final = "FULL"  # in WAL mode: flush at every commit (https://sqlite.org/pragma.html#pragma_synchronous)
 READER_CACHE_KIB: Final = 256  # each session thread has a reader; 2 MiB, the default, times 32 would be much
@@ -28,11 +28,21 @@ tables = sa.MetaData()
 setting = sa.Table(
     "setting", tables, sa.Column("name", sa.String, primary_key=True), sa.Column("value", sa.String, nullable=False)
 )
+station = sa.Table(
+    "station",
+    tables,
+    sa.Column("id", sa.String, primary_key=True),  # first 16 bytes of the pin, hex
+    sa.Column("name", sa.String, nullable=False),
+    sa.Column("public", sa.LargeBinary, nullable=False),
+    sa.Column("trusted_at", sa.BigInteger, nullable=False),
+    sa.Column("distrusted_at", sa.BigInteger),  # kept: whose records were taken must stay known
+    sa.Column("reason", sa.String),
+)
 device = sa.Table(
     "device",
     tables,
     sa.Column("name", sa.String, primary_key=True),
-    sa.Column("serial", sa.String, nullable=False),
+    sa.Column("serial", sa.String, nullable=False, index=True),
     sa.Column("hardware", sa.String, nullable=False),
     sa.Column("group_name", sa.String, nullable=False, index=True),
     sa.Column("ctr", sa.BigInteger, nullable=False, server_default="0"),
@@ -44,6 +54,8 @@ device = sa.Table(
     sa.Column("enrolled_at", sa.BigInteger, nullable=False),
     sa.Column("seen_at", sa.BigInteger),
     sa.Column("report", sa.LargeBinary),
+    sa.Column("station", sa.ForeignKey("station.id")),  # who signed its record; none: brought by hand
+    sa.Column("record", sa.LargeBinary),  # digest of it: the same one again is known, also after a re-key
 )
 generation = sa.Table(
     "generation",

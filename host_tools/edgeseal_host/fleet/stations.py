@@ -1,26 +1,27 @@
-"""The manufacturing stations whose enrolment records this fleet takes: their public keys, one file each.
+"""The manufacturing stations whose enrolment records this fleet takes: their public keys, in the registry.
 
-    stations/<station id, 16 bytes hex>.json    name and ML-DSA-65 public key
-
-Trusting a station means: whatever device it signs for becomes a member of this fleet.
+Trusting a station means: whatever device it signs for becomes a member of this fleet. From the first one on, a token
+that may only enrol brings signed records and no others. A station that was distrusted stays listed, so that it remains
+known whose records were taken.
 """
 
 from __future__ import annotations
 
-import base64
-import json
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Final
+from datetime import UTC, datetime
+from typing import TYPE_CHECKING, Any, Final
 
-from edgeseal.durable import fsync_directory, write_atomic
-from edgeseal.errors import FormatError, NotAuthorisedError, UsageError
+import sqlalchemy as sa
+
+from edgeseal.errors import FormatError, NotAuthorisedError, RefusedError, UsageError
 from edgeseal.provisioning import pin
+from edgeseal_host.fleet.schema import device, station
 
 if TYPE_CHECKING:
-    from pathlib import Path
+    from edgeseal_host.fleet.registry import SqlRegistry
 
-FORMAT: Final = 1
-_ID_LENGTH: Final = 16
+ID_LENGTH: Final = 16
+PUBLIC_LENGTH: Final = 1952  # FIPS 204, table 2
 
 
 @dataclass(frozen=True, slots=True)
@@ -30,71 +31,103 @@ class TrustedStation:
     name: str
     public: bytes
 
+    def __post_init__(self) -> None:
+        """Raise FormatError for what cannot be such a key."""
+        if len(self.public) != PUBLIC_LENGTH:
+            raise FormatError(f"a station's key has {PUBLIC_LENGTH} bytes; this one has {len(self.public)}")
+
     @property
     def pin(self) -> bytes:
-        """48 bytes that its files name it by."""
+        """48 bytes that its records and its devices name it by."""
         return pin(self.public)
 
     @property
     def id(self) -> str:
         """What a person types: the first 16 bytes of the pin."""
-        return self.pin[:_ID_LENGTH].hex()
+        return short(self.pin)
 
 
-class TrustedStations:
+class Stations:
     """All of a fleet."""
 
-    def __init__(self, directory: Path) -> None:
-        """Name the directory; it need not exist."""
-        self._directory = directory
+    def __init__(self, registry: SqlRegistry) -> None:
+        """Keep them in the registry's database."""
+        self._registry = registry
 
-    def trust(self, station: TrustedStation) -> bool:
-        """Add a station; False if it is there already."""
-        file = self._directory / f"{station.id}.json"
-        if file.exists():
-            return False
-        self._directory.mkdir(mode=0o755, exist_ok=True)
-        body = {"format": FORMAT, "name": station.name, "public": base64.b64encode(station.public).decode()}
-        write_atomic(file, json.dumps(body).encode() + b"\n", mode=0o644)
-        fsync_directory(self._directory.parent)
-        return True
+    def trust(self, found: TrustedStation, *, now: int, again: bool = False) -> bool:
+        """Add a station; False if it is trusted already. `again` for one that was distrusted.
 
-    def distrust(self, id_: str) -> TrustedStation:
-        """Remove a station; devices it has brought stay.
-
-        Raises UsageError if there is none of that id.
+        Raises RefusedError for one that was distrusted, unless `again`.
         """
-        for station in self.list():
-            if station.id == id_:
-                (self._directory / f"{id_}.json").unlink()
-                fsync_directory(self._directory)
-                return station
-        raise UsageError(f"no station {id_[:64]!r} is trusted", hint="edgeseal fleet stations lists them")
+        with self._registry.durably() as connection:
+            row = connection.execute(sa.select(station).where(station.c.id == found.id)).first()
+            if row is None:
+                values = {"id": found.id, "name": found.name, "public": found.public, "trusted_at": now}
+                connection.execute(sa.insert(station).values(**values))
+                return True
+            if row.distrusted_at is None:
+                return False
+            if not again:
+                raise RefusedError(
+                    f"station {found.id} {_distrusted(row)}",
+                    hint="give the station a new key, or, if that was a mistake: --again",
+                )
+            values = {"trusted_at": now, "distrusted_at": None, "reason": None}
+            connection.execute(sa.update(station).where(station.c.id == found.id).values(**values))
+            return True
 
-    def list(self) -> list[TrustedStation]:
-        """Return all, by id."""
-        return [_load(file) for file in sorted(self._directory.glob("*.json"))]
+    def distrust(self, station_id: str, reason: str, *, now: int) -> int:
+        """Refuse a station's records from now on; returns how many devices it has brought, which stay.
+
+        Raises UsageError if no station of that id is trusted.
+        """
+        with self._registry.durably() as connection:
+            where = station.c.id == station_id, station.c.distrusted_at.is_(None)
+            done = connection.execute(sa.update(station).where(*where).values(distrusted_at=now, reason=reason))
+            if done.rowcount != 1:
+                raise UsageError(
+                    f"no station {station_id[:64]!r} is trusted", hint="edgeseal fleet stations lists them"
+                )
+            count = sa.select(sa.func.count()).select_from(device).where(device.c.station == station_id)
+            return int(connection.execute(count).scalar_one())
+
+    def listing(self) -> list[dict[str, Any]]:
+        """Return id, name, times in Unix seconds, reason and number of devices of every station, oldest first."""
+        devices = sa.select(sa.func.count()).where(device.c.station == station.c.id).scalar_subquery()
+        columns = (station.c.id, station.c.name, station.c.trusted_at, station.c.distrusted_at, station.c.reason)
+        query = sa.select(*columns, devices.label("devices")).order_by(station.c.trusted_at, station.c.id)
+        with self._registry.read() as connection:
+            return [dict(row) for row in connection.execute(query).mappings()]
+
+    def in_use(self) -> bool:
+        """Whether a station was ever trusted: then a record needs one's signature, or an admin."""
+        with self._registry.read() as connection:
+            return connection.execute(sa.select(station.c.id).limit(1)).first() is not None
 
     def find(self, station_pin: bytes) -> TrustedStation:
         """Return the station with this pin.
 
         Raises NotAuthorisedError if it is not trusted.
         """
-        for station in self.list():
-            if station.pin == station_pin:
-                return station
-        raise NotAuthorisedError(
-            f"these records are from station {station_pin[:_ID_LENGTH].hex()}, which this fleet does not trust",
-            hint="compare the id with the station's (edgeseal station status), then: edgeseal fleet trust-station",
-        )
+        with self._registry.read() as connection:
+            row = connection.execute(sa.select(station).where(station.c.id == short(station_pin))).first()
+        if row is None or pin(row.public) != station_pin:
+            raise NotAuthorisedError(
+                f"station {short(station_pin)} is not one this fleet trusts",
+                hint="compare the id with the station's (edgeseal station status), then: edgeseal fleet trust-station",
+            )
+        if row.distrusted_at is not None:
+            raise NotAuthorisedError(
+                f"station {row.id} {_distrusted(row)}", hint="devices it provisions join no more; look at the station"
+            )
+        return TrustedStation(row.name, row.public)
 
 
-def _load(file: Path) -> TrustedStation:
-    try:
-        body = json.loads(file.read_bytes())
-        station = TrustedStation(str(body["name"]), base64.b64decode(body["public"], validate=True))
-    except (ValueError, KeyError, TypeError) as e:
-        raise FormatError(f"{file.name} is damaged", hint="remove it and trust the station again") from e
-    if f"{station.id}.json" != file.name:
-        raise FormatError(f"{file.name} holds the key of station {station.id}", hint="somebody has changed the file")
-    return station
+def short(station_pin: bytes) -> str:
+    """Return a station's id."""
+    return station_pin[:ID_LENGTH].hex()
+
+
+def _distrusted(row: Any) -> str:  # noqa: ANN401 - a row of `station`
+    day = f"{datetime.fromtimestamp(row.distrusted_at, UTC):%Y-%m-%d}"
+    return f"({row.name}) is distrusted since {day}: {row.reason}"

@@ -19,7 +19,16 @@ if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
     from pathlib import Path
 
-STEPS: Final[Mapping[int, Sequence[str]]] = {}
+STEPS: Final[Mapping[int, Sequence[str]]] = {
+    1: (
+        """CREATE TABLE station (
+          id VARCHAR NOT NULL, name VARCHAR NOT NULL, public BLOB NOT NULL, trusted_at BIGINT NOT NULL,
+          distrusted_at BIGINT, reason VARCHAR, PRIMARY KEY (id))""",
+        "ALTER TABLE device ADD COLUMN station VARCHAR REFERENCES station (id)",
+        "ALTER TABLE device ADD COLUMN record BLOB",
+        "CREATE INDEX ix_device_serial ON device (serial)",
+    ),
+}
 """Version -> SQL statements that make the next version of it."""
 
 

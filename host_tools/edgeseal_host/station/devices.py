@@ -63,6 +63,17 @@ def made(journal: Journal, *, batch: str | None = None) -> Iterator[Made]:
             yield Made(entry, json.loads(last.timings), entry.kid in locked, entry.kid in uploaded)
 
 
+def to_send(journal: Journal, *, batch: str | None = None) -> Iterator[Made]:
+    """Return devices whose records the fleet server does not have, oldest first.
+
+    Not those that were provisioned once more since: their identity is gone, and a row for it would have no device.
+    """
+    newest = {e.serial: e.kid for e in journal.of_kind(chain.GRANTED)}
+    for device in made(journal, batch=batch):
+        if not device.uploaded and newest.get(device.entry.serial) == device.entry.kid:
+            yield device
+
+
 def offer_for(journal: Journal, kid: bytes) -> Offer:
     """Return the offer that a provisioned device confirmed."""
     granted = journal.last(chain.GRANTED, kid=kid)

@@ -1,105 +1,188 @@
-"""Enrolment records that are carried to a fleet server: lines of JSON, each signed with the station's ML-DSA-65 key.
+"""Enrolment records as they leave a station: each signed with its ML-DSA-65 key, alone or as lines of a carried file.
 
-    {"format": "edgeseal/enrolments/1", "station": "pin, 48 bytes hex", "name": "line 1"}
+    {"format": "edgeseal/enrolments/1", "station": "pin, 48 bytes hex", "name": "line 1", "count": 2}
     {"record": base64, "signature": base64}    one for each device
 
 A record is docs/spec/session.md §13 (the PSK in it is sealed to the fleet server); its signature is over the record's
-bytes under `CONTEXT`. Each line stands for itself: a file may be cut, joined and read twice.
+bytes under `CONTEXT`. Each line stands for itself: files may be joined and read twice. Reading takes a line at a time,
+so that a file of any size, or one endless line, costs no memory. Not here: who is trusted (fleet/stations.py).
 """
 
 from __future__ import annotations
 
 import base64
-import binascii
 import json
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, Final
+from typing import TYPE_CHECKING, Annotated, BinaryIO, Final, TypeAlias, TypeVar
 
+import msgspec
 from cryptography.exceptions import InvalidSignature
 from cryptography.hazmat.primitives.asymmetric.mldsa import MLDSA65PublicKey
 
+from edgeseal.enrolment import MAX_RECORD
 from edgeseal.errors import FormatError, IncompatibleError, IntegrityError
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterable
+    from collections.abc import Callable, Iterator, Sequence
 
 FORMAT: Final = "edgeseal/enrolments/1"
 CONTEXT: Final = b"edgeseal enrolment record"  # FIPS 204 §5.2: a signature for this serves nothing else
-MAX_FILE: Final = 256 * 2**20  # 20,000 devices
-_MAX_LINE: Final = 65_536
-_PIN: Final = 48
+SIGNATURE_LENGTH: Final = 3309  # FIPS 204, table 2
+PIN_LENGTH: Final = 48
+MAX_LINE: Final = 65_536
+MAX_LINES: Final = 1_000_000  # of one file, so that its reader comes to an end
+_S = TypeVar("_S", bound=msgspec.Struct)
 
 
 @dataclass(frozen=True, slots=True)
 class SignedRecord:
-    """One line, unverified."""
+    """A record, the pin of the station that is said to have signed it, and the signature: unverified."""
 
-    number: int
     record: bytes
+    pin: bytes
     signature: bytes
 
     def check(self, public: bytes) -> None:
-        """Raise IntegrityError unless the station with this public key signed the record."""
+        """Raise IntegrityError unless the station with this ML-DSA-65 public key signed the record."""
         try:
             MLDSA65PublicKey.from_public_bytes(public).verify(self.signature, self.record, CONTEXT)
         except (InvalidSignature, ValueError):
-            raise IntegrityError("its signature is not this station's") from None
+            raise IntegrityError(
+                "the signature is not its station's", hint="was the record altered on the way? Take it there again"
+            ) from None
 
 
-def write(records: Iterable[bytes], *, station: str, pin: bytes, sign: Callable[[bytes], bytes]) -> bytes:
-    """Return a file; `sign` signs under `CONTEXT`."""
-    lines = [json.dumps({"format": FORMAT, "station": pin.hex(), "name": station})]
-    lines += [json.dumps({"record": _text(record), "signature": _text(sign(record))}) for record in records]
-    return "\n".join([*lines, ""]).encode()
+@dataclass(frozen=True, slots=True)
+class Signer:
+    """Signs for one station. `sign` signs a record's bytes under `CONTEXT`."""
+
+    name: str
+    pin: bytes
+    sign: Callable[[bytes], bytes]
+
+    def signed(self, record: bytes) -> SignedRecord:
+        """Return a record with this station's signature."""
+        return SignedRecord(record, self.pin, self.sign(record))
 
 
-def read_header(data: bytes) -> tuple[bytes, str, list[bytes]]:
-    """Return the station's pin, the name it gives itself, and the lines that follow.
+@dataclass(frozen=True, slots=True)
+class Header:
+    """Where a station's records begin; `count` says how many follow. Unsigned: what counts is each signature."""
 
-    Raises FormatError, IncompatibleError.
-    """
-    first, *rest = data.split(b"\n")
-    header = _object(first)
-    if header.get("format") != FORMAT:
-        raise IncompatibleError(
-            "this is no file of enrolment records that this version reads", hint="edgeseal station carry makes one"
-        )
-    try:
-        pin = bytes.fromhex(str(header.get("station", "")))
-    except ValueError:
-        pin = b""
-    if len(pin) != _PIN:
-        raise FormatError("the file does not say which station it is from")
-    return pin, str(header.get("name", ""))[:128], [line for line in rest if line.strip()]
+    pin: bytes
+    name: str
+    count: int
 
 
-def read_line(number: int, line: bytes) -> SignedRecord:
-    """Read one line.
+@dataclass(frozen=True, slots=True)
+class Bad:
+    """A line that is neither."""
 
-    Raises FormatError.
-    """
-    found = _object(line)
-    return SignedRecord(number, _bytes(found.get("record")), _bytes(found.get("signature")))
+    error: FormatError | IncompatibleError
 
 
-def _object(line: bytes) -> dict[str, Any]:
-    if len(line) > _MAX_LINE:
-        raise FormatError(f"a line of {len(line)} bytes; at most {_MAX_LINE} are possible")
-    try:
-        found = json.loads(line)
-    except (ValueError, RecursionError) as e:
-        raise FormatError("it is not JSON: was the file cut off?") from e
-    if not isinstance(found, dict):
-        raise FormatError("it is not a JSON object")
-    return found
+Item: TypeAlias = Header | SignedRecord | Bad
 
 
-def _bytes(value: object) -> bytes:
-    try:
-        return base64.b64decode(value if isinstance(value, str) else "-", validate=True)
-    except (binascii.Error, ValueError):
-        raise FormatError("expected `record` and `signature` in base64") from None
+class _Header(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    format: str
+    station: Annotated[str, msgspec.Meta(pattern=r"^[0-9a-f]{96}\Z")]
+    name: Annotated[str, msgspec.Meta(max_length=256)]
+    count: Annotated[int, msgspec.Meta(ge=0, le=MAX_LINES)]
+
+
+class _Record(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    record: Annotated[bytes, msgspec.Meta(min_length=1, max_length=MAX_RECORD)]
+    signature: Annotated[bytes, msgspec.Meta(min_length=SIGNATURE_LENGTH, max_length=SIGNATURE_LENGTH)]
+
+
+class _Any(msgspec.Struct, frozen=True):
+    """What tells one line from the other before either is read strictly."""
+
+    format: msgspec.Raw = msgspec.Raw()
+
+
+def write(records: Sequence[bytes], signer: Signer) -> Iterator[bytes]:
+    """Yield the lines of a file."""
+    header = {"format": FORMAT, "station": signer.pin.hex(), "name": signer.name, "count": len(records)}
+    yield _line(header)
+    for record in records:
+        yield _line({"record": _text(record), "signature": _text(signer.sign(record))})
+
+
+def _line(body: dict[str, object]) -> bytes:
+    return json.dumps(body, ensure_ascii=False).encode() + b"\n"
 
 
 def _text(data: bytes) -> str:
     return base64.b64encode(data).decode()
+
+
+def read(file: BinaryIO) -> Iterator[tuple[int, Item]]:
+    """Yield number (from 1) and content of every line that is not blank; the first one is a Header.
+
+    Raises FormatError or IncompatibleError for what is no such file, FormatError after MAX_LINES.
+    """
+    pin: bytes | None = None
+    for number, line in _lines(file):
+        if isinstance(line, FormatError):
+            found: Item = Bad(line)
+        else:
+            found = _item(line, pin)
+        if pin is None and isinstance(found, Bad) and isinstance(found.error, IncompatibleError):
+            raise found.error
+        if pin is None and not isinstance(found, Header):
+            raise FormatError(
+                "this is no file of enrolment records: its first line names no station",
+                hint="edgeseal station carry makes one",
+            )
+        if isinstance(found, Header):
+            pin = found.pin
+        yield number, found
+    if pin is None:
+        raise FormatError("this file is empty", hint="edgeseal station carry makes one")
+
+
+def _lines(file: BinaryIO) -> Iterator[tuple[int, bytes | FormatError]]:
+    """Yield lines without their end, never holding more than MAX_LINE of one."""
+    for number in range(1, MAX_LINES + 2):
+        line = file.readline(MAX_LINE + 1)
+        if not line:
+            return
+        if number > MAX_LINES:
+            raise FormatError(f"more than {MAX_LINES} lines; the rest was not read", hint="cut the file in pieces")
+        if len(line) > MAX_LINE:
+            while line and not line.endswith(b"\n"):
+                line = file.readline(MAX_LINE)
+            yield number, FormatError(f"a line of more than {MAX_LINE} bytes; no record is as long")
+        elif line.strip():
+            yield number, line
+
+
+def _item(line: bytes, pin: bytes | None) -> Item:
+    try:
+        if said := bytes(_decode(line, _Any).format):
+            return _header(line, said)
+        body = _decode(line, _Record)
+    except (FormatError, IncompatibleError) as e:
+        return Bad(e)
+    return SignedRecord(body.record, pin or b"", body.signature)
+
+
+def _header(line: bytes, said: bytes) -> Header:
+    if said != json.dumps(FORMAT).encode():
+        raise IncompatibleError(
+            "these enrolment records are of another format than this version reads",
+            hint=f"this version reads {FORMAT}",
+        )
+    header = _decode(line, _Header)
+    return Header(bytes.fromhex(header.station), header.name, header.count)
+
+
+def _decode(line: bytes, schema: type[_S]) -> _S:
+    try:
+        return msgspec.json.decode(line, type=schema)
+    except msgspec.ValidationError as e:
+        raise FormatError(f"no enrolment record: {e}") from e
+    except (msgspec.DecodeError, ValueError, RecursionError) as e:
+        raise FormatError("it is not JSON: was the file cut off?") from e

@@ -1,7 +1,8 @@
-"""Sends enrolment records to the fleet server while the run goes on; the network never holds a line up.
+"""Sends signed enrolment records to the fleet server while the run goes on; the network never holds a line up.
 
 One thread talks to the server; the journal is written by whoever calls `step`. What could not be sent stays in the
-journal as not uploaded: the next run, `station upload` or `station carry` takes it from there.
+journal as not uploaded: the next run, `station upload` or `station carry` takes it from there. Killed between the
+server's answer and the journal's entry, the same record is sent again and is known there.
 """
 
 from __future__ import annotations
@@ -11,26 +12,49 @@ import threading
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Final, Protocol
 
-from edgeseal.errors import EdgesealError, TemporaryError
+from edgeseal.errors import EdgesealError, NotAuthorisedError, TemporaryError
 from edgeseal_host.station import chain
-from edgeseal_host.station.devices import made, offer_for
+from edgeseal_host.station.devices import offer_for, to_send
 
 if TYPE_CHECKING:
     from collections.abc import Callable
     from typing import Any
 
     from edgeseal_host.station.chain import Entry
+    from edgeseal_host.station.enrolments import SignedRecord, Signer
     from edgeseal_host.station.journal import Journal
 
 RETRY: Final = 10.0  # seconds until a server that did not answer is asked again
 PATIENCE: Final = 30.0  # seconds at the end of a run for what is still to be sent
 
 
-class Registrar(Protocol):
-    """The fleet server, as far as a station needs it (`FleetClient`)."""
+class Client(Protocol):
+    """The fleet server's API, as far as a station needs it (`FleetClient`)."""
 
-    def enrol(self, record: bytes) -> dict[str, Any]:
-        """Register a device."""
+    def enrol_signed(self, signed: SignedRecord) -> dict[str, Any]:
+        """Register a device; the same record again is no error."""
+
+
+class Registrar(Protocol):
+    """Whoever takes records (`SigningRegistrar`)."""
+
+    def register(self, record: bytes) -> None:
+        """Register a device; the same record again is no error.
+
+        Raises TemporaryError to be asked again, another EdgesealError for good.
+        """
+
+
+@dataclass(frozen=True, slots=True)
+class SigningRegistrar:
+    """Signs each record with the station's key on its way to the fleet server."""
+
+    client: Client
+    signer: Signer
+
+    def register(self, record: bytes) -> None:
+        """Send one record."""
+        self.client.enrol_signed(self.signer.signed(record))
 
 
 @dataclass(frozen=True, slots=True)
@@ -42,20 +66,29 @@ class _Sent:
 class Uploader:
     """Call `step` often; `close` waits for what is on its way."""
 
-    def __init__(self, journal: Journal, client: Registrar, say: Callable[[str], None]) -> None:
-        """Begin with what earlier runs left."""
+    def __init__(
+        self,
+        journal: Journal,
+        registrar: Registrar,
+        say: Callable[[str], None],
+        *,
+        retry: float = RETRY,
+    ) -> None:
+        """Begin with what earlier runs left. `retry` in seconds."""
         self._journal = journal
-        self._client = client
+        self._registrar = registrar
         self._say = say
+        self._retry = retry
         self._todo: queue.Queue[tuple[Entry, bytes] | None] = queue.Queue()
         self._sent: queue.Queue[_Sent] = queue.Queue()
         self._stop = threading.Event()
         self._seen = journal.head.n if journal.head else 0
+        self._not_welcome = False
         self.waiting = 0
+        self.sent = 0
         self.refused = 0
-        for device in made(journal):
-            if not device.uploaded:
-                self._put(device.entry)
+        for device in to_send(journal):
+            self._put(device.entry)
         self._thread = threading.Thread(target=self._serve, name="station-uploader", daemon=True)
         self._thread.start()
 
@@ -87,29 +120,43 @@ class Uploader:
         self._todo.put((entry, offer_for(self._journal, entry.kid).record))
 
     def _note(self, sent: _Sent) -> None:
+        if isinstance(sent.error, NotAuthorisedError):  # true of every record: said once, and all of them wait
+            if not self._not_welcome:
+                self._say(f"the fleet server takes nothing from this station: {sent.error}")
+            self._not_welcome = True
+            return
         self.waiting -= 1
         if sent.error is None:
+            self.sent += 1
             note_uploaded(self._journal, sent.entry)
         else:
             self.refused += 1
-            self._say(f"{sent.entry.device}: the fleet server refused its record: {sent.error.message}")
+            self._say(f"{sent.entry.device}: the fleet server refused its record: {sent.error}")
+
+    # The other thread ----------------------------------------------------------------------------------------------
 
     def _serve(self) -> None:
         while (job := self._todo.get()) is not None:
             entry, record = job
-            while not self._stop.is_set():
-                try:
-                    self._client.enrol(record)
-                except TemporaryError:
-                    self._stop.wait(RETRY)
-                except EdgesealError as e:
-                    self._sent.put(_Sent(entry, e))
-                    break
-                else:
-                    self._sent.put(_Sent(entry, None))
-                    break
-            if self._stop.is_set():
+            error = self._send(record)
+            if self._stop.is_set() and isinstance(error, TemporaryError):
                 return
+            self._sent.put(_Sent(entry, error))
+            if isinstance(error, NotAuthorisedError):
+                return
+
+    def _send(self, record: bytes) -> EdgesealError | None:
+        """Send until there is an answer, or nobody waits for one."""
+        while True:
+            try:
+                self._registrar.register(record)
+            except TemporaryError as e:
+                if self._stop.wait(self._retry):
+                    return e
+            except EdgesealError as e:
+                return e
+            else:
+                return None
 
 
 def note_uploaded(journal: Journal, entry: Entry) -> None:
