@@ -13,6 +13,7 @@ Not here: whether the release may be installed (edgeseal.trust), and what happen
 
 from __future__ import annotations
 
+import contextlib
 import errno
 import os
 import shutil
@@ -38,6 +39,7 @@ S = TypeVar("S")
 T = TypeVar("T")
 
 DISK_RESERVE: Final = 16 * 2**20  # metadata, logs and the next refresh need room too
+_FLUSH_EVERY: Final = 0.05  # seconds; a disk that needs longer is never idle
 TRIES: Final = 3  # of one object within one pass; the next pass goes on where this one ended
 
 
@@ -163,9 +165,8 @@ def unpack(
                 _allocate(fd, entry.size, entry.path)
                 # Each piece's hash is checked, and pieces add up to the file in the order of the sealed table: the
                 # file's own SHA-256 would read everything a second time and say nothing new.
-                _in_threads(spaces[: entry.n_records], _places(table.pieces(entry)), one)
-                if durable:
-                    os.fsync(fd)
+                with _flushing(fd) if durable else contextlib.nullcontext():
+                    _in_threads(spaces[: entry.n_records], _places(table.pieces(entry)), one)
             finally:
                 os.close(fd)
         if durable:
@@ -276,6 +277,34 @@ def _create(path: Path, mode: int) -> int:
         if e.errno in {errno.ENOSPC, errno.EDQUOT}:
             raise NoSpaceError(f"no room for another file, {path.name}: {e.strerror}") from e
         raise
+
+
+@contextlib.contextmanager
+def _flushing(fd: int) -> Iterator[None]:
+    """Flush a file while it is being written, so that disk and cipher work at the same time; in the end all of it.
+
+    Raises the thread's errors: the kernel reports a lost write once, the last flush would not repeat it.
+    """
+    over = threading.Event()
+    errors: list[BaseException] = []
+
+    def flush() -> None:
+        try:
+            while not over.wait(_FLUSH_EVERY):
+                os.fdatasync(fd)
+        except OSError as e:
+            errors.append(e)
+
+    thread = threading.Thread(target=flush, daemon=True)
+    thread.start()
+    try:
+        yield
+    finally:
+        over.set()
+        _join(thread, errors)
+    os.fsync(fd)
+    if errors:
+        raise errors[0]
 
 
 def _allocate(fd: int, size: int, path: str) -> None:

@@ -9,14 +9,13 @@ from edgeseal.contentkey import check_commitment
 from edgeseal.install import stored_table, unpack
 from edgeseal.manifest import Manifest
 from edgeseal.store import ObjectStore
-from edgeseal_host.bundle import open_content_key
 
 if __name__ == "__main__":
     bundle, out = Path(sys.argv[1]), Path(sys.argv[2])
     manifest = Manifest.from_bytes((bundle / "manifest.cbor").read_bytes())
-    ck = open_content_key((bundle / "content.key").read_bytes(), fs=bytes(range(32)), model="bench", release=1)
+    ck = (bundle / "ck").read_bytes()
     check_commitment(ck, manifest.ck_commitment, manifest.model, manifest.release)
     store = ObjectStore(bundle)
     out.mkdir()
     table = stored_table(manifest, ck=ck, store=store)
-    unpack(table, suite=1, store=store, directory=out, workers=2, progress=lambda _: None, durable=True)
+    unpack(table, suite=manifest.suite, store=store, directory=out, workers=2, progress=lambda _: None, durable=True)

@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import errno
+import os
 import random
+import threading
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -94,6 +97,37 @@ def test_install_over_http(release: Release, server: HttpServer, store: ObjectSt
     unpack(table, suite=release.manifest.suite, store=store, directory=out, workers=2, progress=done.append)
     assert sum(done) == release.manifest.plain_size
     assert release.same(out)
+
+
+@pytest.mark.parametrize("call", ["fdatasync", "fsync"])
+def test_a_flush_that_fails_leaves_no_file(
+    release: Release, store: ObjectStore, out: Path, monkeypatch: pytest.MonkeyPatch, call: str
+) -> None:
+    """The kernel tells of a lost write once, and perhaps to the thread that flushes while others decrypt."""
+    failed = threading.Event()
+
+    def fail(_: int) -> None:
+        failed.set()
+        raise OSError(errno.EIO, "Input/output error")
+
+    def wait_for_it(done: int) -> None:
+        assert call == "fsync" or failed.wait(30), done
+
+    objects = ArchiveObjects(Archive(release.bundle))
+    table = fetch_table(release.manifest, ck=release.ck, objects=objects, store=store)
+    fetch_chunks(table, missing(table, store), objects=objects, store=store, workers=1, progress=lambda _: None)
+    monkeypatch.setattr(os, call, fail)
+    with pytest.raises(OSError, match="Input/output error"):
+        unpack(
+            table,
+            suite=release.manifest.suite,
+            store=store,
+            directory=out,
+            workers=2,
+            progress=wait_for_it,
+            durable=True,
+        )
+    assert not list(out.iterdir())
 
 
 def test_nothing_is_fetched_twice(release: Release, server: HttpServer, store: ObjectStore, out: Path) -> None:
