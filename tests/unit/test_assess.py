@@ -16,7 +16,17 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from edgeseal.entropy.assess import SAMPLES, assess, bitstring, collision, compression, markov, repeats
+from edgeseal.entropy.assess import (
+    SAMPLES,
+    assess,
+    bitstring,
+    collision,
+    compression,
+    markov,
+    most_common,
+    repeats,
+    tuples,
+)
 from edgeseal.entropy.assess.bounds import upper
 from edgeseal.entropy.assess.predictors import outcome
 from edgeseal.entropy.assess.predictors.window import Window
@@ -31,6 +41,11 @@ N = 50_000
 
 def uniform(n: int) -> bytes:
     return random.Random(1).randbytes(n)
+
+
+def uniform_without_a_frequent_pair(n: int) -> bytes:
+    """Uniform bytes of which, at a million, no pair comes 35 times."""
+    return random.Random(13).randbytes(n)
 
 
 def biased(n: int) -> bytes:
@@ -174,7 +189,11 @@ def test_compression_mean_gives_the_probability_of_nist_refdata(mean: float, bit
 @pytest.mark.parametrize(
     ("make", "predictors", "original", "per_bit", "reference"),
     # Figures of NIST's tool on a million bytes of other samples of the same kinds.
-    [(biased, False, 5.856, 0.5286, 4.229), (stick, True, 6.64, 5.92 / 8, 5.92)],
+    [
+        (uniform_without_a_frequent_pair, False, 7.883, 0.8948, 7.158),
+        (biased, False, 5.856, 0.5286, 4.229),
+        (stick, True, 6.64, 5.92 / 8, 5.92),
+    ],
 )
 def test_a_million_bytes_score_within_two_percent_of_the_reference(
     make: Callable[[int], bytes], predictors: bool, original: float, per_bit: float, reference: float
@@ -183,6 +202,32 @@ def test_a_million_bytes_score_within_two_percent_of_the_reference(
     assert found.h_original == pytest.approx(original, rel=0.02)
     assert found.h_bitstring == pytest.approx(per_bit, rel=0.02)
     assert found.assessed == pytest.approx(reference, rel=0.02)
+
+
+@pytest.mark.parametrize(
+    ("make", "most", "longest", "h"),
+    [(uniform, 35, 2, 7.354), (uniform_without_a_frequent_pair, 34, 1, 7.883)],
+)
+def test_uniform_bytes_have_two_scores_and_one_pair_decides(
+    make: Callable[[int], bytes], most: int, longest: int, h: float
+) -> None:
+    """SP 800-90B §6.3.5 looks at tuples that come 35 times or more: in half of all runs a pair of a perfect source."""
+    data = make(SAMPLES)
+    counted = repeats.of_symbols(data)
+    assert counted.most[2] == most
+    found = tuples.t_tuple(counted)
+    assert found.detail["t"] == longest
+    assert found.min_entropy == pytest.approx(h, rel=0.001)
+    assert most_common.of_symbols(data).min_entropy == pytest.approx(7.883, rel=0.001)
+
+
+def test_how_often_one_pair_of_uniform_bytes_comes_35_times() -> None:
+    """What docs/qrng-model.md says: 49 % of all perfect sequences of a million bytes score 7.35 instead of 7.88."""
+    mean = (SAMPLES - 1) / 2**16
+    below = math.fsum(math.exp(k * math.log(mean) - mean - math.lgamma(k + 1)) for k in range(35))
+    assert 1 - below**2**16 == pytest.approx(0.493, abs=0.001)
+    at_least = (35 / (SAMPLES - 1)) ** 0.5
+    assert -math.log2(upper(at_least, SAMPLES)) == pytest.approx(7.354, abs=0.001)
 
 
 def test_confidence_bound_of_nist_refdata() -> None:
