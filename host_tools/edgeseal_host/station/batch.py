@@ -10,7 +10,7 @@ import re
 import tomllib
 from contextlib import contextmanager
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Annotated, Final, Literal
+from typing import TYPE_CHECKING, Annotated, Any, Final, Literal
 
 import msgspec
 
@@ -22,7 +22,7 @@ from edgeseal_host.repository.metadata import MAX_ROOT
 from edgeseal_host.station.names import Naming
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
+    from collections.abc import Iterator, Mapping
     from pathlib import Path
 
     from edgeseal_host.fleet.public import FleetPublic
@@ -31,6 +31,7 @@ MAX_BATCH: Final = 65_536
 
 Text = Annotated[str, msgspec.Meta(min_length=1, max_length=128)]
 Name = Annotated[str, msgspec.Meta(max_length=256)]
+Role = Annotated[str, msgspec.Meta(pattern=r"^(?:root|targets|snapshot|timestamp|model-[a-z0-9][a-z0-9._-]{0,62})\Z")]
 Version = Annotated[int, msgspec.Meta(ge=0, le=2**63 - 1)]
 
 
@@ -54,7 +55,7 @@ class Where(_Section, frozen=True):
 
     public: Text
     root: Text
-    floors: dict[str, Version] = {}
+    floors: dict[Role, Version] = {}
 
 
 class Names(_Section, frozen=True):
@@ -79,7 +80,7 @@ class Batch:
     naming: Naming
     fleet: FleetPublic
     root: bytes
-    floors: dict[str, int]
+    floors: dict[Role, int]
 
     @property
     def name(self) -> str:
@@ -115,9 +116,6 @@ def load(path: Path) -> Batch:
         raise UsageError(f"there is no batch file {path}", hint="edgeseal station init writes an example") from None
     document = parse(data, name=path.name)
     what = document.batch
-    if what.suite not in SUITES:
-        known = " or ".join(str(n) for n in SUITES)
-        raise UsageError(f"{path.name}: batch.suite: expected {known}, got {what.suite}")
     with _at(path.name, "names.pattern"):
         naming = Naming(document.names.pattern, what.name, document.names.first, what.group, document.groups)
     with _at(path.name, "fleet.public"):
@@ -126,7 +124,13 @@ def load(path: Path) -> Batch:
         fleet = FleetPublic.load(_beside(path, document.fleet.public))
     with _at(path.name, "fleet.root"):
         root, version = _trusted_root(_beside(path, document.fleet.root))
-    floors = {"root": version, **document.fleet.floors}
+    floors: dict[Role, int] = {**document.fleet.floors}
+    if floors.get("root", version) > version:
+        raise UsageError(
+            f"{path.name}: fleet.floors.root: devices would refuse the batch's own root, which is version {version}",
+            hint="give the newest root.json, or leave this key out",
+        )
+    floors["root"] = version
     return Batch(what, naming, fleet, root, floors)
 
 
@@ -139,10 +143,34 @@ def parse(data: bytes, *, name: str) -> _Document:
         document = tomllib.loads(data.decode())
     except (UnicodeDecodeError, tomllib.TOMLDecodeError, RecursionError) as e:
         raise UsageError(f"{name} is not TOML: {e}", hint="texts stand in double quotes") from e
+    _check_texts(document, name)
     try:
-        return msgspec.convert(document, _Document, strict=True)
+        found = msgspec.convert(document, _Document, strict=True)
     except msgspec.ValidationError as e:
-        raise _named(str(e), name) from None
+        raise _named(str(e), name, document) from None
+    if found.batch.suite not in SUITES:
+        known = " or ".join(str(n) for n in SUITES)
+        raise UsageError(f"{name}: batch.suite: expected {known}, got {found.batch.suite}")
+    return found
+
+
+def _check_texts(document: dict[str, Any], name: str) -> None:
+    """Refuse what cannot be shown on a terminal or printed on a label; devices refuse it too."""
+    for key, value in _flat(document):
+        if not key.isprintable() or (isinstance(value, str) and not value.isprintable()):
+            shown = "".join(c if c.isprintable() else "?" for c in key)
+            raise UsageError(f"{name}: {shown}: there is a character in it that cannot be printed")
+
+
+def _flat(document: Mapping[str, Any], before: str = "") -> Iterator[tuple[str, Any]]:
+    """All values under their dotted keys."""
+    for key, value in document.items():
+        dotted = f"{before}{key}"
+        if isinstance(value, dict):
+            yield from _flat(value, f"{dotted}.")
+        elif isinstance(value, list):
+            yield from ((f"{dotted}[{i}]", item) for i, item in enumerate(value))
+        yield dotted, value
 
 
 @contextmanager
@@ -171,13 +199,34 @@ def _trusted_root(path: Path) -> tuple[bytes, int]:
 _SECTIONS: Final[dict[str, type[msgspec.Struct]]] = {"batch": What, "fleet": Where, "names": Names}
 
 
-def _named(reason: str, name: str) -> UsageError:
-    """Turn msgspec's message into one with the dotted key in front."""
-    text, _, place = reason.partition(" - at `$")
-    key = re.sub(r"[`$]", "", place).lstrip(".")
-    field = re.search(r"(?:unknown|required) field `(.*)`", text)
+# Sections whose keys are the user's own, and what each value must be: msgspec does not name the key at fault there.
+_OWN_KEYS: Final[dict[str, tuple[Any, Any]]] = {"fleet.floors": (Role, Version), "groups": (str, Name)}
+_WORDS: Final = {
+    "str": "text",
+    "int": "a whole number",
+    "bool": "true or false",
+    "array": "a list",
+    "object": "a section",
+}
+_SINGLE: Final = {
+    "float": "a decimal number",
+    "date": "a date",
+    "datetime": "a time",
+    "time": "a time",
+    "null": "nothing",
+}
+
+
+def _named(reason: str, name: str, document: Mapping[str, Any]) -> UsageError:
+    """Turn msgspec's message into one with the dotted key in front, in words of whoever writes a batch file."""
+    text, _, place = reason.partition(" - at `")
+    key = re.sub(r"^(key` in `)?\$\.?", "", place.rstrip("`"))
+    section = key.removesuffix("[...]").removesuffix(".keys()")
+    if section in _OWN_KEYS and section != key:
+        key, text = _at_fault(section, document, text)
+    field = re.fullmatch(r"Object (?:contains unknown|missing required) field `(.*)`", text)
     if not field:
-        return UsageError(f"{name}: {key or 'top level'}: {text}")
+        return UsageError(f"{name}: {key or 'top level'}: {_in_words(text)}")
     dotted = f"{key}.{field[1]}" if key else field[1]
     if "required" in text:
         return UsageError(f"{name}: {dotted}: it must be there", hint="edgeseal station init writes an example")
@@ -185,6 +234,31 @@ def _named(reason: str, name: str) -> UsageError:
     close = difflib.get_close_matches(field[1], known, n=1)
     hint = f"did you mean {close[0]}?" if close else f"known are: {', '.join(known)}"
     return UsageError(f"{name}: {dotted}: there is no such key", hint=hint)
+
+
+def _at_fault(section: str, document: Mapping[str, Any], otherwise: str) -> tuple[str, str]:
+    """Return the first key of a section that is wrong, and why."""
+    found: Any = document
+    for part in section.split("."):
+        found = found[part]
+    for key, value in found.items():
+        for what, kind in zip((key, value), _OWN_KEYS[section], strict=True):
+            try:
+                msgspec.convert(what, kind, strict=True)
+            except msgspec.ValidationError as e:
+                return f"{section}.{key}", str(e)
+    return section, otherwise
+
+
+def _in_words(text: str) -> str:
+    """Say `expected text, got a whole number` for "Expected `str`, got `int`", and so on."""
+    if text.startswith("Invalid enum value"):
+        return f'expected "require" or "mix", got {text.removeprefix("Invalid enum value ")}'
+    if "matching regex" in text:
+        return "there is no such role; expected root, targets, snapshot, timestamp or model-NAME"
+    words = re.sub(r"`(\w+)`", lambda m: {**_WORDS, **_SINGLE}.get(m[1], m[1]), text)
+    words = words.replace(" of length >= 1", " that is not empty").replace(" of length <= ", " of at most length ")
+    return words[0].lower() + words[1:]
 
 
 EXAMPLE: Final = """\
