@@ -222,7 +222,7 @@ def _named(reason: str, name: str, document: Mapping[str, Any]) -> UsageError:
     text, _, place = reason.partition(" - at `")
     key = re.sub(r"^(key` in `)?\$\.?", "", place.rstrip("`"))
     section = key.removesuffix("[...]").removesuffix(".keys()")
-    if section in _OWN_KEYS and section != key:
+    if section in _OWN_KEYS:
         key, text = _at_fault(section, document, text)
     field = re.fullmatch(r"Object (?:contains unknown|missing required) field `(.*)`", text)
     if not field:
@@ -241,7 +241,7 @@ def _at_fault(section: str, document: Mapping[str, Any], otherwise: str) -> tupl
     found: Any = document
     for part in section.split("."):
         found = found[part]
-    for key, value in found.items():
+    for key, value in found.items() if isinstance(found, dict) else ():
         for what, kind in zip((key, value), _OWN_KEYS[section], strict=True):
             try:
                 msgspec.convert(what, kind, strict=True)
