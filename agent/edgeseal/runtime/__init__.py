@@ -6,7 +6,8 @@
     probe          loads a new model in a separate process before it may serve; probe_worker is that process
     child          runs another program in bounded time, with bounded output
     vectors        acceptance vectors: inputs, expected outputs, tolerances
-    engine         a small Protocol for what runs a model; engine_onnx is onnxruntime, onnx_external its files
+    engine         a small Protocol for what runs a model; engine_onnx is onnxruntime, onnx_external its files,
+                   engine_litert is LiteRT, tflite_file its files; engine_settings what a release asks of them
     oip            the Open Inference Protocol v2, both directions
     models         what is served: follows `current`
     serve          `edgeseal-serve`; listen is where

@@ -6,13 +6,13 @@ memory.
 
 from __future__ import annotations
 
-import os
 import stat
 import threading
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Final, Protocol
 
 from edgeseal.errors import FormatError, IncompatibleError
+from edgeseal.runtime import engine_settings
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping, Sequence
@@ -79,34 +79,54 @@ class Engine(Protocol):
         """
 
 
-_SUFFIXES: Final = {".onnx": "onnx"}
+ONNX, TFLITE = ".onnx", ".tflite"
+SUFFIXES: Final = (ONNX, TFLITE)
+_LISTED: Final = 4  # names in a message
 
 
 def model_file(directory: Path) -> Path:
-    """Return the file of a release that an engine opens: model.onnx, or the only one with a known suffix.
+    """Return the file of a release that an engine opens: model.onnx or model.tflite, or the only one of that kind.
 
     Raises IncompatibleError if there is none or it is not clear which.
     """
-    found = sorted(p for p in directory.rglob("*") if p.suffix in _SUFFIXES and p.is_file())
+    found = sorted(p for p in directory.rglob("*") if p.suffix in SUFFIXES and p.is_file())
     named = [p for p in found if p.parent == directory and p.stem == "model"]
     if len(named) == 1 or len(found) == 1:
         return (named or found)[0]
+    wanted = " or ".join(f"model{suffix}" for suffix in SUFFIXES)
+    if not found:
+        raise IncompatibleError("no model file in the release", hint=f"call it {wanted} at the top of the bundle")
+    names = ", ".join(str(p.relative_to(directory)) for p in (named or found)[:_LISTED])
     raise IncompatibleError(
-        f"{len(found)} model files in the release where one was expected" if found else "no model file in the release",
-        hint=f"call it model{next(iter(_SUFFIXES))} at the top of the bundle",
+        f"{len(named or found)} model files in the release where one was expected: {names}",
+        hint=f"leave one {wanted} at the top of the bundle",
     )
 
 
+def prepare(directory: Path) -> None:
+    """Import the engine that a release needs, and nothing of the release. Raises as `load` does."""
+    check_confined(directory)
+    if model_file(directory).suffix == TFLITE:
+        import edgeseal.runtime.engine_litert
+    else:
+        import edgeseal.runtime.engine_onnx  # noqa: F401 - imported so that it is there
+
+
 def load(directory: Path, *, threads: int = 0) -> Engine:
-    """Open the model of a release; `threads` 0 means one per core.
+    """Open the model of a release as its settings say; `threads` is the device's limit (0: one for each core).
 
     Raises FormatError if the engine refuses the file, MemoryError, IncompatibleError, ImportError naming the extra.
     """
     check_confined(directory)
-    path = model_file(directory)
+    path, settings = model_file(directory), engine_settings.read(directory)
+    count = settings.threads_here(threads)
+    if path.suffix == TFLITE:
+        from edgeseal.runtime.engine_litert import LiteRtEngine
+
+        return LiteRtEngine(path, threads=count, settings=settings)
     from edgeseal.runtime.engine_onnx import OnnxEngine
 
-    return OnnxEngine(path, threads=threads or (os.cpu_count() or 1))
+    return OnnxEngine(path, threads=count, settings=settings)
 
 
 def check_confined(directory: Path) -> None:

@@ -9,7 +9,7 @@ from __future__ import annotations
 import os
 from typing import TYPE_CHECKING, Any, Final
 
-from edgeseal.errors import FormatError
+from edgeseal.errors import FormatError, IncompatibleError
 from edgeseal.runtime.engine import Signature
 from edgeseal.runtime.onnx_external import check_external
 
@@ -30,6 +30,7 @@ if TYPE_CHECKING:
     from numpy.typing import NDArray
 
     from edgeseal.runtime.engine import Stop, Tensors
+    from edgeseal.runtime.engine_settings import EngineSettings
 
 DATATYPES: Final = {
     "tensor(bool)": "BOOL",
@@ -46,6 +47,16 @@ DATATYPES: Final = {
     "tensor(double)": "FP64",
     "tensor(string)": "BYTES",
 }
+# Names in a manifest -> onnxruntime's, the usual one first. Only what computes on this device: AzureExecutionProvider,
+# which is in every official build, would send inputs away.
+PROVIDERS: Final = {
+    "cpu": "CPUExecutionProvider",
+    "xnnpack": "XnnpackExecutionProvider",
+    "acl": "ACLExecutionProvider",
+    "dnnl": "DnnlExecutionProvider",
+    "openvino": "OpenVINOExecutionProvider",
+    "cuda": "CUDAExecutionProvider",
+}
 VERSION: Final = str(onnxruntime.__version__)
 _QUIET: Final = 3  # onnxruntime's severity ERROR: warnings would go to the device's log for every model
 
@@ -55,21 +66,25 @@ class OnnxEngine:
 
     platform = "onnx_onnxv1"
 
-    def __init__(self, path: Path, *, threads: int) -> None:
-        """Open the model. Raises FormatError for whatever onnxruntime refuses, MemoryError."""
+    def __init__(self, path: Path, *, threads: int, settings: EngineSettings) -> None:
+        """Open the model. Raises FormatError for whatever onnxruntime refuses, MemoryError, IncompatibleError."""
         check_external(path)
+        available = onnxruntime.get_available_providers()
+        provider = PROVIDERS[settings.provider_here([n for n, name in PROVIDERS.items() if name in available])]
         options = onnxruntime.SessionOptions()
         options.log_severity_level = _QUIET
         options.intra_op_num_threads = threads
         options.inter_op_num_threads = 1
         options.execution_mode = onnxruntime.ExecutionMode.ORT_SEQUENTIAL
         # Prepacking copies weights out of the mapped file: 403 MB became 2 MB without it.
-        options.add_session_config_entry("session.disable_prepacking", "1")
+        options.add_session_config_entry("session.disable_prepacking", "0" if settings.prepack else "1")
         try:
-            self._session = onnxruntime.InferenceSession(str(path), options, providers=["CPUExecutionProvider"])
+            self._session = onnxruntime.InferenceSession(str(path), options, providers=[provider])
         except Exception as e:
             _check_memory(e)
             raise FormatError(f"onnxruntime does not load {path.name}: {_reason(e)}") from e
+        if provider not in self._session.get_providers():  # onnxruntime goes on without one that does not start
+            raise IncompatibleError(f"onnxruntime has {provider}, but it does not start on this device")
         self.inputs = [_signature(node) for node in self._session.get_inputs()]
         self.outputs = [_signature(node) for node in self._session.get_outputs()]
 

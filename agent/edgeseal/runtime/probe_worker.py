@@ -63,6 +63,7 @@ def examine(directory: Path, requirements: dict[str, object], tests: object) -> 
 
     Raises RefusedError or IncompatibleError with the reason.
     """
+    engine.prepare(directory)  # part of what was there before
     before = _start_of_peak()
     started = time.monotonic()
     model = engine.load(directory, threads=2)
@@ -177,8 +178,7 @@ def _say(answer: dict[str, object]) -> None:
 
 def limit_memory(directory: Path, memory_mb: int) -> None:
     """Bound what comes on top of interpreter, engine and the release's own files, which an engine may map or copy."""
-    import edgeseal.runtime.engine_onnx  # noqa: F401 - counted before the limit, not against it
-
+    engine.prepare(directory)  # counted before the limit, not against it
     size = sum(p.lstat().st_size for p in directory.rglob("*"))
     for limit, used, spare in (
         (resource.RLIMIT_DATA, "VmData", 0),
@@ -190,8 +190,6 @@ def limit_memory(directory: Path, memory_mb: int) -> None:
 
 def _start_of_peak() -> int:
     """Let the peak begin here; return the bytes resident now, which are interpreter and engine."""
-    import edgeseal.runtime.engine_onnx  # noqa: F401 - part of what was there before
-
     with contextlib.suppress(OSError):  # proc_pid_clear_refs(5): 5 resets the peak
         Path("/proc/self/clear_refs").write_text("5", encoding="ascii")
     return _used("VmRSS")
