@@ -24,6 +24,7 @@ if TYPE_CHECKING:
     from pathlib import Path
 
 BUSY_MS: Final = 10_000
+_SQLITE_ERRORS: Final = (sqlite3.Error, UnicodeDecodeError)  # the second from a message that quotes a damaged schema
 _NAMES: Final = ", ".join(COLUMNS)
 _SCHEMA: Final = """
 CREATE TABLE IF NOT EXISTS entry (
@@ -59,12 +60,13 @@ class Journal:
         self._now = now
         path.touch(mode=0o600)
         self._connection = sqlite3.connect(path, timeout=BUSY_MS / 1000, isolation_level=None)
+        self._connection.text_factory = _text
         try:
             self._set_up()
             self._last = self._one("ORDER BY n DESC LIMIT 1")
         except BaseException as e:
             self._connection.close()
-            if isinstance(e, sqlite3.Error):
+            if isinstance(e, _SQLITE_ERRORS):
                 raise _as_ours(e, path.name) from e
             raise
 
@@ -137,7 +139,17 @@ class Journal:
         """
         result = chain.check(self, check)
         self._check_head()
+        self._check_indexes()
         return result
+
+    def _check_indexes(self) -> None:
+        """Check what the chain does not read: whether a device is known is looked up in indexes, which could lie."""
+        found = self._execute("PRAGMA integrity_check(1)").fetchone()[0]
+        if found != "ok":
+            raise IntegrityError(
+                f"{self.path.name} is damaged: {found}",
+                hint="stop the line and restore the journal from its last backup",
+            )
 
     def _check_head(self) -> None:
         if self._last is None:
@@ -172,18 +184,23 @@ class Journal:
         )
 
     def _one(self, rest: str, *values: object) -> Entry | None:
-        row = self._execute(f"SELECT {_NAMES} FROM entry {rest}", *values).fetchone()  # noqa: S608 - our own text
-        return None if row is None else Entry(*row)
+        return next(self._many(rest, *values), None)
 
     def _many(self, rest: str, *values: object) -> Iterator[Entry]:
         with closing(self._execute(f"SELECT {_NAMES} FROM entry {rest}", *values)) as rows:  # noqa: S608 - our own text
-            for row in rows:
+            while True:
+                try:
+                    row = rows.fetchone()
+                except _SQLITE_ERRORS as e:
+                    raise _as_ours(e, self.path.name) from e
+                if row is None:
+                    return
                 yield Entry(*row)
 
     def _execute(self, statement: str, *values: object) -> sqlite3.Cursor:
         try:
             return self._connection.execute(statement, values)
-        except sqlite3.Error as e:
+        except _SQLITE_ERRORS as e:
             raise _as_ours(e, self.path.name) from e
 
 
@@ -195,10 +212,16 @@ def offer_of(entry: Entry) -> Offer:
     return Offer.from_bytes(entry.offer)
 
 
-def _as_ours(e: sqlite3.Error, name: str) -> EdgesealError:
+def _text(data: bytes) -> str:
+    """Decode any bytes: those that are no text were not written by us, and the chain says which entry they are in."""
+    return data.decode("utf-8", "replace")
+
+
+def _as_ours(e: sqlite3.Error | UnicodeDecodeError, name: str) -> EdgesealError:
     """Say what SQLite found, in our classes."""
-    if getattr(e, "sqlite_errorname", "") == "SQLITE_FULL":
+    code = getattr(e, "sqlite_errorname", "SQLITE_ERROR")
+    if code == "SQLITE_FULL":
         return NoSpaceError(f"there is no space left to write {name}", hint="free some space on the station")
-    if isinstance(e, sqlite3.OperationalError):
+    if isinstance(e, sqlite3.OperationalError) and code != "SQLITE_ERROR":  # that one: its own tables are not there
         return TemporaryError(f"{name}: {e}", hint="is the disk there, writable and not full?")
     return EdgesealError(f"{name} is not a station's journal, or damaged: {e}", hint="restore it from backup")
