@@ -135,9 +135,10 @@ def verify_journal(station: StationDirectory, known: str | None) -> None:
         head = journal.head
     shown = "" if head is None else f"{head.n}:{head.hash.hex()}"
     result = {"station": public.name, "entries": entries, "signed": signed, "head": shown}
+    rest = f"the first {signed}; the others are of a run that goes on, or was killed"
     text = (
         f"{entries} entries of {public.name}: none was edited, removed, moved or cut off\n"
-        f"  signed   the first {signed}; the rest is of a run that goes on, or was killed\n"
+        f"  signed   {'all of them' if signed == entries else rest}\n"
         f"  head     {shown}"
     )
     output.emit(result, text)
