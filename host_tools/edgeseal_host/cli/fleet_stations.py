@@ -20,6 +20,7 @@ from edgeseal_host.fleet import imports
 from edgeseal_host.fleet.data import DataDirectory
 from edgeseal_host.fleet.stations import TrustedStation
 from edgeseal_host.keys import KeyDirectory
+from edgeseal_host.station.probe import printable
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable
@@ -151,7 +152,7 @@ def _told(found: Iterable[Line], tell: Callable[[], int], advance: Callable[[int
     for line in found:
         lines.append(line)
         reason = f": {line.reason}" if line.reason else ""
-        output.note(f"line {line.number}: {line.device or 'no device'}: {line.outcome}{reason}")
+        output.note(printable(f"line {line.number}: {line.device or 'no device'}: {line.outcome}{reason}"))
         advance(tell() - before)
         before = tell()
     return lines

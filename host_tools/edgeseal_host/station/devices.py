@@ -63,15 +63,18 @@ def made(journal: Journal, *, batch: str | None = None) -> Iterator[Made]:
             yield Made(entry, json.loads(last.timings), entry.kid in locked, entry.kid in uploaded)
 
 
-def to_send(journal: Journal, *, batch: str | None = None) -> Iterator[Made]:
-    """Return devices whose records the fleet server does not have, oldest first.
+def newest(journal: Journal, *, batch: str | None = None) -> Iterator[Made]:
+    """Return every serial number's newest identity, oldest first.
 
-    Not those that were provisioned once more since: their identity is gone, and a row for it would have no device.
+    A former one is gone once the device was given another: a row in a registry for it would have no device.
     """
-    newest = {e.serial: e.kid for e in journal.of_kind(chain.GRANTED)}
-    for device in made(journal, batch=batch):
-        if not device.uploaded and newest.get(device.entry.serial) == device.entry.kid:
-            yield device
+    last = {e.serial: e.kid for e in journal.of_kind(chain.GRANTED)}
+    yield from (m for m in made(journal, batch=batch) if last[m.entry.serial] == m.entry.kid)
+
+
+def to_send(journal: Journal, *, batch: str | None = None) -> Iterator[Made]:
+    """Return those of them whose record the fleet server does not have yet."""
+    yield from (m for m in newest(journal, batch=batch) if not m.uploaded)
 
 
 def offer_for(journal: Journal, kid: bytes) -> Offer:

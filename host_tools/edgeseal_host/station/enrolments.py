@@ -24,6 +24,11 @@ from edgeseal.errors import FormatError, IncompatibleError, IntegrityError
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Sequence
+    from typing import Self
+
+    from cryptography.hazmat.primitives.asymmetric.mldsa import MLDSA65PrivateKey
+
+    from edgeseal_host.station.directory import StationKey
 
 FORMAT: Final = "edgeseal/enrolments/1"
 CONTEXT: Final = b"edgeseal enrolment record"  # FIPS 204 §5.2: a signature for this serves nothing else
@@ -59,6 +64,11 @@ class Signer:
     name: str
     pin: bytes
     sign: Callable[[bytes], bytes]
+
+    @classmethod
+    def of(cls, station: StationKey, private: MLDSA65PrivateKey) -> Self:
+        """Return the signer of a station whose private key is at hand."""
+        return cls(station.name, station.pin, lambda record: private.sign(record, CONTEXT))
 
     def signed(self, record: bytes) -> SignedRecord:
         """Return a record with this station's signature."""

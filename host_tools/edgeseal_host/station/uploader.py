@@ -17,10 +17,11 @@ from edgeseal_host.station import chain
 from edgeseal_host.station.devices import offer_for, to_send
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Callable, Iterable, Iterator
     from typing import Any
 
     from edgeseal_host.station.chain import Entry
+    from edgeseal_host.station.devices import Made
     from edgeseal_host.station.enrolments import SignedRecord, Signer
     from edgeseal_host.station.journal import Journal
 
@@ -157,6 +158,27 @@ class Uploader:
                 return e
             else:
                 return None
+
+
+def send(
+    journal: Journal, registrar: Registrar, devices: Iterable[Made]
+) -> Iterator[tuple[Entry, EdgesealError | None]]:
+    """Send records one after the other; yield each with None, or the reason why the server refused it.
+
+    Raises TemporaryError or NotAuthorisedError at the first that ends so: the next would too. What was sent is written
+    down.
+    """
+    for device in devices:
+        entry = device.entry
+        try:
+            registrar.register(offer_for(journal, entry.kid).record)
+        except (TemporaryError, NotAuthorisedError):
+            raise
+        except EdgesealError as e:
+            yield entry, e
+        else:
+            note_uploaded(journal, entry)
+            yield entry, None
 
 
 def note_uploaded(journal: Journal, entry: Entry) -> None:
