@@ -11,12 +11,12 @@ from __future__ import annotations
 import json
 import os
 import shutil
-import subprocess
 import sys
 import tempfile
 from pathlib import Path
 from typing import TYPE_CHECKING, Final
 
+from tests.bench import peers
 from tests.bench.measured import Cost, cost
 
 from edgeseal_host.build import build_bundle
@@ -54,7 +54,7 @@ def measure() -> dict[str, object]:
             "suite_2_wall_ratio_to_floor": round(second.wall / floor.wall, 2),
             "peak_rss_mb": round(max(ours.rss_mb, second.rss_mb), 1),
         }
-        out |= _peers(work, model, ours.cpu)
+        out |= peers.measure(work, model, {"": ours, "suite_2_": second})
     return out
 
 
@@ -104,44 +104,3 @@ def _install_of(work: Path, model: Path, suite: int) -> Callable[[], Cost]:
         return cost([sys.executable, "-m", "tests.bench.install_once", bundle, out])
 
     return install
-
-
-def _peers(work: Path, model: Path, ours: float) -> dict[str, object]:
-    """Measure whatever of gpg, age and minisign, casync is installed; each verifies or decrypts the same file."""
-    out: dict[str, object] = {}
-    if shutil.which("gpg"):
-        home, sealed = work / "gnupg", work / "model.gpg"
-        home.mkdir(mode=0o700)
-        gpg = [
-            "gpg",
-            "--homedir",
-            home,
-            "--batch",
-            "--yes",
-            "--quiet",
-            "--passphrase-fd",
-            "0",
-            "--pinentry-mode",
-            "loopback",
-        ]
-        cost([*gpg, "--compress-algo", "none", "-o", sealed, "--symmetric", model], stdin=b"bench\n")
-        peer = _best(lambda: cost([*gpg, "-o", work / "plain", "--decrypt", sealed], stdin=b"bench\n"))
-        out["cpu_ratio_to_gpg"] = round(ours / peer.cpu, 2)
-        subprocess.run(["gpgconf", "--homedir", str(home), "--kill", "all"], check=False, capture_output=True)
-    if shutil.which("age") and shutil.which("age-keygen") and shutil.which("minisign"):
-        out["cpu_ratio_to_age_minisign"] = round(ours / _age(work, model), 2)
-    absent = [name for name in ("rauc", "swupdate", "age", "minisign", "gpg", "casync") if not shutil.which(name)]
-    out["peers_not_installed"] = ", ".join(absent) or "none"
-    return out
-
-
-def _age(work: Path, model: Path) -> float:
-    identity, sealed = work / "age.key", work / "model.age"
-    subprocess.run(["age-keygen", "-o", str(identity)], check=True, capture_output=True)
-    recipient = subprocess.run(["age-keygen", "-y", str(identity)], check=True, capture_output=True, text=True).stdout
-    subprocess.run(["age", "-r", recipient.strip(), "-o", str(sealed), str(model)], check=True)
-    secret, public = work / "minisign.key", work / "minisign.pub"
-    subprocess.run(["minisign", "-G", "-W", "-p", str(public), "-s", str(secret)], check=True, capture_output=True)
-    subprocess.run(["minisign", "-S", "-s", str(secret), "-m", str(sealed)], check=True, capture_output=True)
-    verify = f"minisign -V -p {public} -m {sealed}"
-    return _best(lambda: cost(["sh", "-c", f"{verify} && age -d -i {identity} -o {work}/plain {sealed}"])).cpu
