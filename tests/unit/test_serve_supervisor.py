@@ -373,11 +373,11 @@ def test_the_page(models: ModelRepository, status_file: Path) -> None:
         answer = connection.getresponse()
         text = answer.read().decode()
         assert answer.headers["Content-Security-Policy"].startswith("default-src 'none'; style-src 'self'")
-        assert "Release <b>1</b> serves since" in text
-        assert "Passed its gate here: 3 acceptance cases, 1.5 ms." in text
-        assert "1970-01-01 00:00:00 UTC: release 9: &lt;script&gt;alert(1)&lt;/script&gt; &amp; more" in text
+        assert "release 1 serves" in text
+        assert "passed: 3 cases, 1.5 ms an answer (median)" in text
+        assert "&lt;script&gt;alert(1)&lt;/script&gt; &amp; more" in text
         assert "<svg" in text
-        assert "http" not in text.replace("http-equiv", "")  # nothing from anywhere else
+        assert "http:" not in text  # nothing from anywhere else
         (models.stage("m", 2) / "model.onnx").write_bytes(b"garbage")
         models.publish("m", 2)
         models.switch("m", 2)

@@ -59,14 +59,19 @@ class Tally(msgspec.Struct):
             [a + b for a, b in zip(self.buckets, other.buckets, strict=True)],
         )
 
-    def quantile(self, q: float) -> float | None:
-        """Return the upper end, in seconds, of the bucket that holds quantile `q`; None without an answer."""
+    def bucket(self, q: float) -> int | None:
+        """Return the number of the bucket that holds quantile `q`; None without an answer."""
         total, seen = sum(self.buckets), 0
-        for end, n in zip((*BUCKETS, BUCKETS[-1]), self.buckets, strict=True):
+        for number, n in enumerate(self.buckets):
             seen += n
             if total and seen >= q * total:
-                return end
+                return number
         return None
+
+    def quantile(self, q: float) -> float | None:
+        """Return the upper end, in seconds, of that bucket, of the last one its lower end; None without an answer."""
+        bucket = self.bucket(q)
+        return None if bucket is None else (*BUCKETS, BUCKETS[-1])[bucket]
 
 
 Tallies = dict[str, dict[int, Tally]]  # by model and release

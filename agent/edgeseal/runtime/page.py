@@ -1,40 +1,71 @@
 """The page at `/` for the person who stands at the device: what serves, since when, how fast, what was refused and why.
 
-Plain HTML and one inline SVG for each release; nothing is fetched from anywhere, no script runs (CSP below).
+Plain HTML with inline SVG. Nothing is fetched from anywhere else and no script runs (CSP below); it asks the browser
+to load it again every few seconds, and `/?hold` does not. Whatever is missing or not as expected in what the agent
+left beside a model is left out: a page that fails helps nobody.
 """
 
 from __future__ import annotations
 
 import time
-from html import escape
-from typing import TYPE_CHECKING, Any, Final
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any, Final, TypeVar
 
-from edgeseal.runtime.counters import BUCKETS, Tally
+import msgspec
+
+from edgeseal import __version__
+from edgeseal.runtime.counters import BUCKETS
+from edgeseal.runtime.page_plot import plot
+from edgeseal.runtime.page_words import count, plural, span, text, when
+from edgeseal.runtime.serve_status import ModelStatus
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Mapping
 
-    from edgeseal.runtime.counters import Tallies
+    from edgeseal.runtime.counters import Tallies, Tally
     from edgeseal.runtime.models import Loaded
 
-CSP: Final = "default-src 'none'; style-src 'self'; base-uri 'none'; form-action 'none'; frame-ancestors 'none'"
-REFRESH_SECONDS: Final = 5
-_WIDTH, _HEIGHT, _BASE = 26, 90, 14  # of a bar, of the plot, of its labels; pixels
+T = TypeVar("T")
 
-STYLE: Final = """\
-:root { color-scheme: light dark; --ink: #1c2733; --soft: #5b6b7b; --line: #d5dde5; --bar: #2a78c2; --bad: #b3261e; }
-@media (prefers-color-scheme: dark) {
-  :root { --ink: #e6edf3; --soft: #9aa8b5; --line: #38434e; --bar: #6cb0f0; --bad: #ff8a80; }
+CSP: Final = (
+    "default-src 'none'; style-src 'self'; img-src 'self'; base-uri 'none'; form-action 'none'; frame-ancestors 'none'"
+)
+REFRESH_SECONDS: Final = 5
+_SHOWN: Final = 5  # releases in the table: what matters is this one and the ones it replaced
+_SWITCHES: Final = {
+    "hand-over": "hand-over: no request waits",
+    "stop-then-load": "stop-then-load: memory does not hold two releases, so requests wait while one is loaded",
+    "load-on-demand": "load-on-demand: leaves memory while nobody asks",
 }
-body { font: 16px/1.5 system-ui, sans-serif; color: var(--ink); max-width: 60rem; margin: 2rem auto; padding: 0 1rem; }
-h1 { font-size: 1.3rem; } h2 { font-size: 1.1rem; margin: 2rem 0 .3rem; }
-p { margin: .3rem 0; } .soft { color: var(--soft); } .bad { color: var(--bad); }
-table { border-collapse: collapse; margin: .6rem 0; }
-th, td { text-align: left; padding: .2rem 1rem .2rem 0; border-bottom: 1px solid var(--line); font-weight: normal; }
-th { color: var(--soft); } td.n { text-align: right; font-variant-numeric: tabular-nums; }
-svg { display: block; margin: .6rem 0; max-width: 100%; height: auto; }
-svg rect { fill: var(--bar); } svg text { fill: var(--soft); font-size: 9px; text-anchor: middle; }
-"""
+
+
+class GateNote(msgspec.Struct):
+    """What the acceptance gate measured on this device: cases, median in ms, MiB."""
+
+    cases: int | None = None
+    latency_ms: float | None = None
+    memory_mb: float | None = None
+
+
+class EventNote(msgspec.Struct):
+    """A release that was taken back or refused; `at` in Unix seconds."""
+
+    release: int
+    reason: str
+    at: float = 0
+
+
+@dataclass(frozen=True)
+class View:
+    """One model as the page shows it; what is not known is None or empty."""
+
+    name: str
+    serving: Loaded | None = None
+    tallies: Mapping[int, Tally] = field(default_factory=dict)
+    status: ModelStatus = field(default_factory=ModelStatus)
+    gate: GateNote | None = None
+    rollback: EventNote | None = None
+    refused: EventNote | None = None
 
 
 def render(
@@ -42,88 +73,216 @@ def render(
     total: Tallies,
     status: Mapping[str, Any],
     notes: Mapping[str, Mapping[str, Any]],
+    *,
+    host: str = "this device",
+    hold: bool = False,
+    now: float | None = None,
 ) -> str:
-    """Return the page. `status` is the supervisor's, by model; `notes` what the agent left beside each model."""
+    """Return the page. `status` is the supervisor's, by model; `notes` what the agent left beside each model.
+
+    `hold`: it does not load itself again. `now` in Unix seconds.
+    """
+    now = time.time() if now is None else now
     serving = {m.model: m for m in loaded}
-    names = sorted({*serving, *status})
-    parts = [_model(n, serving.get(n), total.get(n, {}), status.get(n, {}), notes.get(n, {})) for n in names]
-    body = "".join(parts) or "<p>No model is installed yet. <code>edgeseal-agent status</code> says why.</p>"
+    views = [
+        _view(name, serving.get(name), total.get(name, {}), status.get(name), notes.get(name, {}))
+        for name in sorted({*serving, *status})
+    ]
+    kind, verdict = _verdict(views)
+    refresh = "" if hold else f'<meta http-equiv="refresh" content="{REFRESH_SECONDS}">'
     return (
-        "<!doctype html><html lang=en><head><meta charset=utf-8><title>edgeseal</title>"
-        f'<meta http-equiv=refresh content="{REFRESH_SECONDS}">'
-        '<meta name=viewport content="width=device-width, initial-scale=1"><link rel=stylesheet href=/style.css></head>'
-        f"<body><h1>Models on this device</h1>{body}</body></html>"
+        f'<!doctype html><html lang="en"><head><meta charset="utf-8"><title>{verdict} {text(host)}</title>{refresh}'
+        '<meta name="viewport" content="width=device-width, initial-scale=1">'
+        '<link rel="icon" href="/icon.svg" type="image/svg+xml"><link rel="stylesheet" href="/style.css"></head><body>'
+        f"<header><h1>Models on {text(host)}</h1>{_marked('p', kind, verdict, 'verdict')}</header>"
+        f"<main>{''.join(_section(view, now) for view in views) or _NOTHING}</main>"
+        f"{_footer(now, hold=hold)}</body></html>"
     )
 
 
-def _model(
-    name: str,
-    serving: Loaded | None,
-    tallies: Mapping[int, Tally],
-    status: Mapping[str, Any],
-    notes: Mapping[str, Any],
-) -> str:
-    lines = [f"<h2>{escape(name)}</h2>"]
-    if serving is None:
-        lines.append("<p class=bad>Nothing serves this model.</p>")
-    else:
-        since = time.strftime("%Y-%m-%d %H:%M:%S UTC", time.gmtime(status.get("since") or serving.since))
-        lines.append(f"<p>Release <b>{serving.release}</b> serves since {since}.</p>")
-        lines += _gate(notes.get("gate", {}).get(str(serving.release)))
-    if status.get("candidate"):
-        lines.append(f"<p>Release {int(status['candidate'])} is being loaded.</p>")
-    if failed := status.get("failed"):
-        lines.append(f"<p class=bad>Release {int(failed['release'])} does not load: {escape(failed['reason'])}</p>")
-    if back := notes.get("rollback"):
-        at = time.strftime("%Y-%m-%d %H:%M:%S UTC", time.gmtime(back["at"]))
-        lines.append(f"<p class=bad>Last rollback, {at}: release {int(back['release'])}: {escape(back['reason'])}</p>")
-    if tallies:
-        lines.append(_table(tallies))
-        if serving is not None and serving.release in tallies:
-            lines.append(_plot(tallies[serving.release]))
-    return "".join(lines)
+_NOTHING: Final = (
+    "<section><p>Models appear here once the agent has installed them.</p>"
+    "<p>On this device <code>edgeseal-agent status</code> says what it is waiting for.</p></section>"
+)
 
 
-def _gate(figures: Mapping[str, Any] | None) -> list[str]:
-    """Say what the acceptance gate measured before this release was let in."""
-    if not figures:
-        return []
-    shown = [f"{figures['cases']} acceptance cases"] if "cases" in figures else []
-    if figures.get("latency_ms") is not None:
-        shown.append(f"{figures['latency_ms']:g} ms")
-    if figures.get("memory_mb") is not None:
-        shown.append(f"{figures['memory_mb']:g} MiB")
-    return [f"<p class=soft>Passed its gate here: {escape(', '.join(shown))}.</p>"] if shown else []
+def _view(
+    name: str, serving: Loaded | None, tallies: Mapping[int, Tally], status: object, notes: Mapping[str, Any]
+) -> View:
+    gates = _read(notes.get("gate"), dict[str, GateNote]) or {}
+    return View(
+        name,
+        serving,
+        tallies,
+        _read(status, ModelStatus) or ModelStatus(),
+        gates.get(str(serving.release)) if serving else None,
+        _read(notes.get("rollback"), EventNote),
+        _read(notes.get("refused"), EventNote),
+    )
+
+
+def _read(value: object, kind: type[T]) -> T | None:
+    """Return what the agent noted, None if it is not there or of another shape."""
+    try:
+        return msgspec.convert(value, kind)
+    except msgspec.ValidationError:
+        return None
+
+
+def _verdict(views: list[View]) -> tuple[str, str]:
+    """Return how the device does in one line, and its kind: good, warn, bad."""
+    if not views:
+        return "warn", "No model is installed yet."
+    down = sum(v.serving is None for v in views)
+    if down:
+        return "bad", "The model is not served." if len(views) == 1 else f"Not served: {down} of {len(views)} models."
+    failing = sum(v.status.failed is not None for v in views)
+    all_serve = "The model serves" if len(views) == 1 else f"All {len(views)} models serve"
+    if failing:
+        return "warn", f"{all_serve}; {plural(failing, 'new release does', 'new releases do')} not load."
+    return "good", f"{all_serve}."
+
+
+# One model ------------------------------------------------------------------------------------------------------------
+
+
+def _section(view: View, now: float) -> str:
+    name = text(view.name)
+    previous = [n for n in view.tallies if view.serving and n < view.serving.release]
+    plotted = ""
+    if view.serving is not None and view.serving.release in view.tallies:
+        before = (max(previous), view.tallies[max(previous)]) if previous else None
+        plotted = plot(view.serving.release, view.tallies[view.serving.release], before)
+    return (
+        f'<section aria-labelledby="model-{name}">'
+        f'<div class="top"><h2 id="model-{name}">{name}</h2>{_state(view)}</div>'
+        f'<div class="body"><div>{_facts(view, now)}{_events(view, now)}</div><div>{plotted}</div>'
+        f'<div class="wide">{_table(view.tallies)}</div></div></section>'
+    )
+
+
+def _state(view: View) -> str:
+    if view.serving is None:
+        return _marked("p", "bad", "not served", "state")
+    return _marked("p", "good", f"release {view.serving.release} serves", "state")
+
+
+def _facts(view: View, now: float) -> str:
+    """Return what is so, as a list of terms: since when, what the gate measured, how fast, how it switches."""
+    facts = []
+    if view.serving is not None:
+        since = view.status.since or view.serving.since
+        facts = [("Serves since", when(since, now)), ("Gate", _gate(view.gate))]
+        tally = view.tallies.get(view.serving.release)
+        facts.append(("Answers", _speed(tally)))
+        facts.append(("Switches by", _SWITCHES.get(view.status.mode, text(view.status.mode))))
+    return f"<dl>{''.join(f'<dt>{term}</dt><dd>{said}</dd>' for term, said in facts)}</dl>" if facts else ""
+
+
+def _gate(found: GateNote | None) -> str:
+    """Return what the acceptance gate measured before this release was let in."""
+    if found is None:
+        return "no figures are kept for this release"
+    shown = [plural(found.cases, "case", "cases")] if found.cases is not None else []
+    if found.latency_ms is not None:
+        shown.append(f"{found.latency_ms:g} ms an answer (median)")
+    if found.memory_mb is not None:
+        shown.append(f"{found.memory_mb:g} MiB of memory")
+    return f"passed: {', '.join(shown)}" if shown else "passed"
+
+
+def _speed(tally: Tally | None) -> str:
+    if tally is None or not tally.requests:
+        return "no request yet"
+    if not any(tally.buckets):
+        return f"none of {plural(tally.requests, 'request', 'requests')} was answered with a result"
+    half, most = tally.bucket(0.5), tally.bucket(0.99)
+    if half == len(BUCKETS):
+        return f"more than half take over {span(BUCKETS[-1])}"
+    shown = f"half within {_within(tally, 0.5)}, "
+    if most == len(BUCKETS):
+        return f"{shown}more than 1 % take over {span(BUCKETS[-1])}"
+    return f"{shown}99 % within {_within(tally, 0.99)}"
+
+
+def _events(view: View, now: float) -> str:
+    """Return what a person should know of: a release that is coming, failed, was refused or taken back."""
+    notes = []
+    goes_on = f"; release {view.serving.release} goes on" if view.serving else ""
+    if view.status.candidate is not None:
+        notes.append(_note("good", f"Release {view.status.candidate} is being loaded{goes_on}.", "", ""))
+    if failed := view.status.failed:
+        what = f"Release {failed.release} does not load{goes_on}."
+        notes.append(_note("bad", what, text(failed.reason), when(failed.at, now)))
+    if back := view.rollback:
+        what = f"Last rollback: release {back.release} was taken back."
+        notes.append(_note("warn", what, text(back.reason), when(back.at, now)))
+    if no := view.refused:
+        what = f"Last refusal: release {no.release} did not pass its gate."
+        notes.append(_note("warn", what, text(no.reason), when(no.at, now)))
+    return "".join(notes)
+
+
+def _note(kind: str, what: str, reason: str, at: str) -> str:
+    lines = "".join(f"<p>{line}</p>" for line in (reason, at) if line)
+    return f'<div class="note {kind}"><strong>{what}</strong>{lines}</div>'
+
+
+_COLUMNS: Final = ("release", "requests", "rejected", "failed", "NaN", "crashes", "half within", "99 % within")
 
 
 def _table(tallies: Mapping[int, Tally]) -> str:
-    head = "".join(f"<th>{h}</th>" for h in ("release", "requests", "errors", "NaN", "crashes", "p50", "p99"))
-    rows = []
-    for release, tally in sorted(tallies.items(), reverse=True):
-        cells = [release, tally.requests, tally.errors, tally.nan, tally.crashes, _ms(tally, 0.5), _ms(tally, 0.99)]
-        rows.append("<tr>" + "".join(f"<td class=n>{cell}</td>" for cell in cells) + "</tr>")
-    return f"<table><tr>{head}</tr>{''.join(rows)}</table>"
-
-
-def _ms(tally: Tally, q: float) -> str:
-    seconds = tally.quantile(q)
-    return "-" if seconds is None else f"≤ {seconds * 1000:g} ms"
-
-
-def _plot(tally: Tally) -> str:
-    """Draw the histogram of answers by time, as in /metrics."""
-    most = max(tally.buckets)
-    if not most:
+    if not tallies:
         return ""
-    shapes = []
-    for number, (count, end) in enumerate(zip(tally.buckets, (*BUCKETS, None), strict=True)):
-        height, x = count / most * _HEIGHT, number * _WIDTH
-        label = f"{end * 1000:g}" if end is not None else "more"
-        shapes.append(f'<rect x="{x + 2}" y="{_HEIGHT - height:.1f}" width="{_WIDTH - 4}" height="{height:.1f}"/>')
-        shapes.append(f'<text x="{x + _WIDTH / 2}" y="{_HEIGHT + _BASE - 3}">{label}</text>')
-    width, height = _WIDTH * len(tally.buckets), _HEIGHT + _BASE
-    title = "Answers by time: up to so many milliseconds"
+    head = "".join(f'<th scope="col" role="columnheader">{c}</th>' for c in _COLUMNS)
+    newest = sorted(tallies, reverse=True)[:_SHOWN]
+    rows = "".join(_row(release, tallies[release]) for release in newest)
+    # Roles are written out because a phone lays rows out as blocks, and browsers then take the table's meaning away.
     return (
-        f'<p class=soft>{title}</p><svg role=img aria-label="{title}" width="{width}" height="{height}" '
-        f'viewBox="0 0 {width} {height}">{"".join(shapes)}</svg>'
+        '<table role="table"><caption>Since edgeseal-serve started. Rejected: the request was wrong. Failed: the '
+        "server or the model was. NaN: values that are not numbers.</caption>"
+        f'<thead role="rowgroup"><tr role="row">{head}</tr></thead><tbody role="rowgroup">{rows}</tbody></table>'
     )
+
+
+def _row(release: int, tally: Tally) -> str:
+    failed = sum(n for status, n in tally.statuses.items() if status >= _FAILED)
+    rejected = sum(n for status, n in tally.statuses.items() if _REJECTED <= status < _FAILED)
+    cells = [(count(tally.requests), False), (count(rejected), False)]
+    cells += [(count(n), n > 0) for n in (failed, tally.nan, tally.crashes)]
+    cells += [(_within(tally, q), False) for q in (0.5, 0.99)]
+    shown = "".join(
+        f'<td role="cell" data-label="{label}"{" class=bad" * bad}>{value}</td>'
+        for label, (value, bad) in zip(_COLUMNS[1:], cells, strict=True)
+    )
+    return f'<tr role="row"><th scope="row" role="rowheader">release {release}</th>{shown}</tr>'
+
+
+_REJECTED: Final = 400
+_FAILED: Final = 500
+
+
+def _within(tally: Tally, q: float) -> str:
+    bucket = tally.bucket(q)
+    if bucket is None:
+        return "-"
+    return span(BUCKETS[bucket]) if bucket < len(BUCKETS) else f"over {span(BUCKETS[-1])}"
+
+
+# Around it ------------------------------------------------------------------------------------------------------------
+
+_MARKS: Final = {"good": "✓", "warn": "!", "bad": "✕"}
+
+
+def _marked(tag: str, kind: str, words: str, name: str) -> str:
+    """Return a line whose kind is seen by colour and by sign; readers hear the words only."""
+    return f'<{tag} class="{name} {kind}"><span class="mark" aria-hidden="true">{_MARKS[kind]}</span> {words}</{tag}>'
+
+
+def _footer(now: float, *, hold: bool) -> str:
+    at = time.strftime("%Y-%m-%d %H:%M:%S UTC", time.gmtime(now))
+    if hold:
+        again = f'This page is held. <a href="/">Load it again every {REFRESH_SECONDS} seconds</a>'
+    else:
+        again = f'Loads itself again every {REFRESH_SECONDS} seconds. <a href="/?hold">Hold it</a>'
+    return f"<footer><p>edgeseal {text(__version__)}, as of {at}. {again}.</p></footer>"
