@@ -18,18 +18,20 @@ from typing import TYPE_CHECKING, Any, Final
 
 from edgeseal import __version__
 from edgeseal.errors import FormatError
+from edgeseal.runtime import page
 from edgeseal.runtime.bounds import Bounds
 from edgeseal.runtime.counters import Counters
 from edgeseal.runtime.engine import Stop
+from edgeseal.runtime.shadow_copies import Copy
+from edgeseal.runtime.shadow_text import metrics as shadow_metrics
 
 try:
     from starlette.applications import Starlette
+    from starlette.background import BackgroundTask
     from starlette.middleware import Middleware
     from starlette.requests import ClientDisconnect
-    from starlette.responses import JSONResponse, PlainTextResponse, Response
+    from starlette.responses import HTMLResponse, JSONResponse, PlainTextResponse, Response
     from starlette.routing import Route
-
-    from edgeseal.runtime import page_routes
 except ImportError as e:  # pragma: no cover - depends on what is installed
     raise ImportError("edgeseal-serve needs the extra 'serve': pip install 'edgeseal[serve,onnx]'") from e
 
@@ -48,6 +50,7 @@ if TYPE_CHECKING:
 
     from edgeseal.runtime.engine import Signature
     from edgeseal.runtime.models import Loaded, Models
+    from edgeseal.runtime.shadow_copies import Copies
 
 _EXTENSIONS: Final = ["binary_tensor_data", "model_repository"]
 _HEADER: Final = "inference-header-content-length"
@@ -78,9 +81,10 @@ class Server:
         """
         self.models = models
         self.counters = Counters()
+        self.copies: Copies | None = None  # of answered requests, for a release in the shadow
         self.draining = False
         self.status: Mapping[str, Any] = {}  # the supervisor's, by model: what one worker cannot know
-        self.notes = notes
+        self._notes = notes
         self._bounds = bounds or Bounds()
         self._workers = ThreadPoolExecutor(self._bounds.concurrency, thread_name_prefix="infer")
         self._inside = 0  # requests being read, waiting or running
@@ -97,7 +101,8 @@ class Server:
             Route("/v2/repository/index", self.index, methods=["POST"]),
             Route("/v2/repository/models/{model}/load", self.load, methods=["POST"]),
             Route("/v2/repository/models/{model}/unload", self.unload, methods=["POST"]),
-            *page_routes.routes(self),
+            Route("/", self.page),
+            Route("/style.css", self.style),
         ]
         for prefix in ("/v2/models/{model}", "/v2/models/{model}/versions/{version}"):
             routes += [
@@ -121,6 +126,19 @@ class Server:
     async def metadata(self, _request: Request) -> Response:
         """Server metadata."""
         return JSONResponse({"name": "edgeseal-serve", "version": __version__, "extensions": _EXTENSIONS})
+
+    async def page(self, _request: Request) -> Response:
+        """Answer the page for a person."""
+        loaded = self.models.all()
+        names = {m.model for m in loaded} | set(self.status)
+        notes = await asyncio.to_thread(lambda: {name: self._notes(name) for name in names})
+        text = page.render(loaded, self.counters.total(), self.status, notes)
+        headers = {"Content-Security-Policy": page.CSP, "Cache-Control": "no-store", "Referrer-Policy": "no-referrer"}
+        return HTMLResponse(text, headers=headers)
+
+    async def style(self, _request: Request) -> Response:
+        """Answer the page's style sheet."""
+        return Response(page.STYLE, media_type="text/css")
 
     async def index(self, _request: Request) -> Response:
         """Model repository extension: what is here and whether it is ready."""
@@ -154,7 +172,8 @@ class Server:
 
     async def metrics(self, _request: Request) -> Response:
         """Answer counters in Prometheus' text format."""
-        return PlainTextResponse(self.counters.text((m.model, m.release) for m in self.models.all()))
+        text = self.counters.text((m.model, m.release) for m in self.models.all())
+        return PlainTextResponse(text + shadow_metrics(self.status))
 
     async def model_ready(self, request: Request) -> Response:
         """Answer whether one model is served."""
@@ -217,10 +236,18 @@ class Server:
         finally:
             self._inside -= 1
             self._held -= len(body)
+        copied = self._copy(loaded, Copy(body, header_length, answer.data, answer.head, answer.seconds))
         if answer.head is None:
-            return Response(answer.data, media_type="application/json"), answer.nan
+            return Response(answer.data, media_type="application/json", background=copied), answer.nan
         headers = {_HEADER: str(answer.head)}
-        return Response(answer.data, media_type="application/octet-stream", headers=headers), answer.nan
+        response = Response(answer.data, media_type="application/octet-stream", headers=headers, background=copied)
+        return response, answer.nan
+
+    def _copy(self, loaded: Loaded, copy: Copy) -> BackgroundTask | None:
+        """Return what is to be done with a copy once the reply has left, if anybody wants one."""
+        if self.copies is None or not self.copies.wants(loaded.model):
+            return None
+        return BackgroundTask(self.copies.offer, copy)
 
     async def _read(self, request: Request, body: bytearray) -> None:
         """Read into `body`, never more than the limits: Content-Length is only what the client says."""
@@ -269,11 +296,12 @@ def _let_go(running: set[Stop], stop: Stop, _work: Future[Any]) -> None:
 
 @dataclass(frozen=True, slots=True)
 class _Answer:
-    """Body and JSON length of a response; `nan`: the model's values were not all numbers."""
+    """Body and JSON length of a response; `nan`: the model's values were not all numbers; `seconds`: it took to run."""
 
     data: bytes
     head: int | None
     nan: bool
+    seconds: float
 
 
 def _answer(loaded: Loaded, body: bytes, header_length: int | None, stop: Stop) -> _Answer:
@@ -281,14 +309,16 @@ def _answer(loaded: Loaded, body: bytes, header_length: int | None, stop: Stop) 
     nan = False
     try:
         request = oip.parse_request(body, header_length)
+        started = time.monotonic()
         outputs = _run(loaded, request, stop)
+        seconds = time.monotonic() - started
         nan = any(_has_nan(value) for _, value in outputs.values())
         data, head = oip.build_response(loaded.model, str(loaded.release), outputs, request)
     except FormatError as e:
         raise _RefusedError(400, str(e), nan=nan) from None
     except MemoryError:
         raise _RefusedError(503, "not enough memory for this request") from None
-    return _Answer(data, head, nan)
+    return _Answer(data, head, nan, seconds)
 
 
 def _has_nan(value: Any) -> bool:  # noqa: ANN401 - an array

@@ -11,12 +11,14 @@ from typing import Final, Literal
 import msgspec
 
 from edgeseal.durable import write_atomic
+from edgeseal.runtime.shadow_figures import Figures
 
 DEFAULT: Final = Path("/run/edgeseal-serve/status.json")
 MAX_LENGTH: Final = 2**20
 _BOOT_ID: Final = Path("/proc/sys/kernel/random/boot_id")
 
 Switch = Literal["hand-over", "stop-then-load", "load-on-demand"]
+ShadowState = Literal["waiting", "loading", "running", "skipped", "failed"]
 
 
 class ReleaseStatus(msgspec.Struct, frozen=True):
@@ -38,8 +40,26 @@ class FailedStatus(msgspec.Struct, frozen=True):
     at: int
 
 
+class ShadowStatus(msgspec.Struct, frozen=True):
+    """A release that is tried on copies of live requests, for the order `id` (edgeseal.runtime.shadow).
+
+    `state`: waiting (for a release that serves) or loading, running; skipped (this device cannot) or failed (it does
+    not load), with the `reason`. `seen` answers could have been copied, `copied` were, `dropped` where it was busy.
+    """
+
+    release: int
+    id: str
+    state: ShadowState
+    reason: str = ""
+    seen: int = 0
+    copied: int = 0
+    dropped: int = 0
+    crashes: int = 0
+    figures: Figures = msgspec.field(default_factory=Figures)
+
+
 class ModelStatus(msgspec.Struct, frozen=True):
-    """One model: `serving` answers since `since` (Unix seconds); `candidate` is being loaded."""
+    """One model: `serving` answers since `since` (Unix seconds), `candidate` is being loaded, `shadow` only tried."""
 
     serving: int | None = None
     since: int = 0
@@ -47,6 +67,7 @@ class ModelStatus(msgspec.Struct, frozen=True):
     failed: FailedStatus | None = None
     mode: Switch = "hand-over"
     releases: dict[str, ReleaseStatus] = {}
+    shadow: ShadowStatus | None = None
 
 
 class ServeStatus(msgspec.Struct, frozen=True):
@@ -55,6 +76,13 @@ class ServeStatus(msgspec.Struct, frozen=True):
     pid: int
     boot: str
     models: dict[str, ModelStatus] = {}
+
+
+def outline(shadow: ShadowStatus | None) -> ShadowStatus | None:
+    """Return the state of a release in the shadow without what changes with every request."""
+    if shadow is None:
+        return None
+    return msgspec.structs.replace(shadow, seen=0, copied=0, dropped=0, figures=Figures())
 
 
 def write(path: Path, status: ServeStatus) -> None:

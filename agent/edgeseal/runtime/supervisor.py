@@ -30,6 +30,7 @@ from edgeseal.runtime import serve_status
 from edgeseal.runtime.counters import Tallies, Tally, merge, tallies
 from edgeseal.runtime.follow import Release, wanted
 from edgeseal.runtime.repository import memory_available
+from edgeseal.runtime.shadow_keeper import Keeper, Resources
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping
@@ -74,6 +75,7 @@ class Child:
     accepting: bool = False
     ending: float = 0.0  # when it is killed, once it drains
     counted: Tallies = field(default_factory=dict)
+    copied: tuple[str, Any] | None = None  # for a release in the shadow: the order's id, what it has counted
 
     def say(self, message: Mapping[str, Any]) -> None:
         """Send one message; a worker that is gone is noticed by its end."""
@@ -119,6 +121,7 @@ class Supervisor:
         self._good: dict[str, Release] = {}  # what served last: what a model goes back to when its next one fails
         self._since: dict[str, int] = {}
         self._failed: dict[str, Failure] = {}
+        self._shadow = Keeper(repository, _resources(settings))
         self._history: Tallies = {}
         self._backoff = 0.0
         self._not_before = 0.0
@@ -140,6 +143,7 @@ class Supervisor:
         self._selector.register(wake, selectors.EVENT_READ, wake)
         while not self._stopping or self._children():
             self._step()
+        self._shadow.close()
         self._write_status()
         self._selector.close()
 
@@ -157,9 +161,11 @@ class Supervisor:
             else:
                 key.data.recv(4096)
         if self._stopping:
+            self._shadow.end()
             self._end_all()
         else:
             self._follow()
+            self._shadow.step(self._serving)
         self._reap()
         self._write_status()
 
@@ -260,7 +266,7 @@ class Supervisor:
             return
         message = json.loads(data)
         if "counted" in message:
-            child.counted = tallies(message["counted"])
+            child.counted, child.copied = tallies(message["counted"]), message["copies"]
             if child is self._serving and message["idle"] > self._settings.idle_seconds:
                 self._fall_asleep()
         elif "loaded" in message:
@@ -403,6 +409,7 @@ class Supervisor:
                 failed=_failed_status(failure),
                 mode=self._mode,
                 releases={str(n): _release_status(tally) for n, tally in total.get(model, {}).items()},
+                shadow=self._shadow.status(model),
             )
         return serve_status.ServeStatus(pid=os.getpid(), boot=serve_status.boot_id(), models=models)
 
@@ -416,8 +423,8 @@ class Supervisor:
         if not changed and time.monotonic() - at < _STATUS_SECONDS:
             return
         self._written = (time.monotonic(), status)
-        if changed and self._serving is not None:
-            self._serving.say({"status": _plain(_without_releases(status))})
+        if self._serving is not None and (changed or any(m.shadow for m in status.models.values())):
+            self._serving.say({"status": _plain(_without_releases(status, figures=True))})
         if self._settings.status_file is None:
             return
         try:
@@ -437,8 +444,21 @@ def _failed_status(failure: Failure | None) -> serve_status.FailedStatus | None:
     return serve_status.FailedStatus(failure.release.number, failure.reason[:400], failure.at)
 
 
-def _without_releases(status: serve_status.ServeStatus) -> dict[str, serve_status.ModelStatus]:
-    return {m: msgspec.structs.replace(s, releases={}) for m, s in status.models.items()}
+def _without_releases(
+    status: serve_status.ServeStatus, *, figures: bool = False
+) -> dict[str, serve_status.ModelStatus]:
+    """Return the models without what changes with every request, but with the `figures` of a release in the shadow."""
+    return {
+        m: msgspec.structs.replace(s, releases={}, shadow=s.shadow if figures else serve_status.outline(s.shadow))
+        for m, s in status.models.items()
+    }
+
+
+def _resources(settings: Settings) -> Resources:
+    """Return what a release in the shadow gets; there is none where two are never to be in memory."""
+    alone = settings.switch in {"stop-then-load", "load-on-demand"}
+    reason = f"edgeseal-serve runs with --switch {settings.switch}: one release in memory at a time" if alone else ""
+    return Resources(settings.threads, settings.bounds.seconds, WORKER_BYTES, reason)
 
 
 def _release_status(tally: Tally) -> serve_status.ReleaseStatus:

@@ -7,11 +7,14 @@ It inherits the listening socket and a control socket (one JSON object per messa
                            {"accept": history}     take requests; history: what workers before it counted
                            {"history": history}    one of them has ended
                            {"status": models}      what the page says beyond this worker
+                           {"shadow": order}       send copies of answered requests to the descriptor that comes along;
+                                                   null: no more
                            {"drain": true}         take no new connection, answer what comes on the others, end
                            {"end": true}           answer what has begun, end
     worker -> supervisor   {"loaded": [model], "failed": {model: reason}}
                            {"accepting": true}
-                           {"counted": tallies, "idle": seconds}    while it serves, once a second; and at its end
+                           {"counted": tallies, "idle": seconds, "copies": [order, counts] or null}
+                                                   while it serves, once a second; and at its end
 
 It ends when the supervisor does: a control socket that is shut means `end`.
 """
@@ -31,11 +34,14 @@ import time
 from pathlib import Path
 from typing import Any, Final
 
+import msgspec
+
 from edgeseal.runtime.app import Server
 from edgeseal.runtime.bounds import Bounds
 from edgeseal.runtime.counters import tallies
 from edgeseal.runtime.models import Models
 from edgeseal.runtime.repository import ModelRepository
+from edgeseal.runtime.shadow_copies import Copies, Counts
 
 try:
     import uvicorn
@@ -73,6 +79,8 @@ class Worker:
         self._uvicorn = uvicorn.Server(config)
         self._last = time.monotonic()  # of the last change of the counters
         self._told: Any = None
+        self._tell_at = 0.0
+        self._passed: list[int] = []  # descriptors that came with the last message
 
     async def run(self) -> None:
         """Serve from the word to accept until the word to drain, or a signal."""
@@ -84,13 +92,12 @@ class Worker:
         self._say({"loaded": sorted(self._models.loaded), "failed": failed})
         serving: asyncio.Task[None] | None = None
         while serving is None or not serving.done():
-            word = await self._word(_TELL_SECONDS if serving else None)
-            if word is None:
+            word = await self._word(max(0.0, self._tell_at - time.monotonic()) if serving else None)
+            if serving is not None and time.monotonic() >= self._tell_at:  # however often somebody else speaks
                 self._tell()
+            if word is None:
                 continue
-            if "accept" in word or "history" in word:
-                self._server.counters.history = tallies(word.get("accept", word.get("history")))
-            self._server.status = word.get("status", self._server.status)
+            self._take(word)
             if "accept" in word and serving is None:
                 serving = asyncio.create_task(self._serve())
                 serving.add_done_callback(lambda _: self._control.shutdown(socket.SHUT_RD))
@@ -102,6 +109,14 @@ class Worker:
                 self._end()
                 await serving
         self._tell()
+
+    def _take(self, word: dict[str, Any]) -> None:
+        """Take what others know or want, in a word that changes nothing of who serves."""
+        if "accept" in word or "history" in word:
+            self._server.counters.history = tallies(word.get("accept", word.get("history")))
+        self._server.status = word.get("status", self._server.status)
+        if "shadow" in word:
+            self._shadow(word["shadow"])
 
     async def _serve(self) -> None:
         task = asyncio.create_task(self._uvicorn.serve(sockets=[self._listener]))
@@ -137,18 +152,45 @@ class Worker:
         """Return the supervisor's next message, None if none comes in time; a supervisor that is gone says end."""
         try:
             async with asyncio.timeout(seconds):
-                data = await asyncio.get_running_loop().sock_recv(self._control, MAX_MESSAGE)
-        except TimeoutError:
+                await self._readable()
+            data, self._passed, _, _ = socket.recv_fds(self._control, MAX_MESSAGE, 1)
+        except (TimeoutError, BlockingIOError):
             return None
         except OSError:
             data = b""
         return json.loads(data) if data else {"end": True}
 
+    async def _readable(self) -> None:
+        """Wait for a message; asyncio has no call that takes the descriptor along."""
+        loop, came = asyncio.get_running_loop(), asyncio.Event()
+        loop.add_reader(self._control, came.set)
+        try:
+            await came.wait()
+        finally:
+            loop.remove_reader(self._control)
+
+    def _shadow(self, order: dict[str, Any] | None) -> None:
+        """Begin or end copying answered requests; an order that goes on elsewhere keeps its counts."""
+        before, self._server.copies = self._server.copies, None
+        if before is not None:
+            before.close()
+        for descriptor in self._passed[:1]:
+            end = socket.socket(fileno=descriptor)
+            if order is None:
+                end.close()
+                continue
+            counts = before.counts if before is not None and before.order == order["order"] else Counts()
+            self._server.copies = Copies(end, **order, counts=counts)
+            self._tell()  # from now on
+
     def _tell(self) -> None:
         counted = self._server.counters.snapshot()
         if counted != self._told:
             self._last, self._told = time.monotonic(), counted
-        self._say({"counted": counted, "idle": time.monotonic() - self._last})
+        self._tell_at = time.monotonic() + _TELL_SECONDS
+        copies = self._server.copies
+        copied = None if copies is None else [copies.order, msgspec.to_builtins(copies.counts)]
+        self._say({"counted": counted, "idle": time.monotonic() - self._last, "copies": copied})
 
     def _say(self, message: dict[str, Any]) -> None:
         with contextlib.suppress(OSError):  # nobody listens any more: the next word will say so
