@@ -16,14 +16,13 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from tests.unit import station_papers_world as papers
 from tests.unit.publisher_world import edgeseal, ok, refused
+from tests.unit.station_world import World
 
 from edgeseal_host.station import chain, exports
 from edgeseal_host.station.journal import Journal
 
 if TYPE_CHECKING:
     from pathlib import Path
-
-    from tests.unit.station_world import World
 
 pytestmark = pytest.mark.unit
 # docs/spec and the guide promise these names; a bookkeeper's macro counts columns.
@@ -117,7 +116,7 @@ def test_out_writes_a_file_and_says_so(made: World, tmp_path: Path) -> None:
 
 
 def test_a_station_without_devices_has_a_header(tmp_path: Path) -> None:
-    world = papers.World.make(tmp_path / "empty")
+    world = World.make(tmp_path / "empty")
     assert edgeseal("station", "export", *at(world)).stdout.count("\n") == 1
     assert ok("station", "export", *at(world))["devices"] == []
     assert "no device was provisioned here yet" in refused(2, "station", "export", "--batch", "x", *at(world))
@@ -275,7 +274,7 @@ def test_a_head_that_is_none_is_a_mistake_of_the_caller(made: World, known: str)
 
 
 def test_another_stations_key_does_not_verify(world: World, tmp_path: Path) -> None:
-    other = papers.World.make(tmp_path / "other")
+    other = World.make(tmp_path / "other")
     said = refused(3, "station", "verify-journal", "--station", world.directory.path, "--keys", other.place / "keys")
     assert "entry 15" in said or "journal.db is that of" in said
 

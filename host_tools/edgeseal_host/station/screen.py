@@ -6,7 +6,7 @@ than lines, those that need nobody make room and are counted instead. Not here: 
 
 from __future__ import annotations
 
-from collections import Counter
+from collections import Counter, deque
 from dataclasses import replace
 from typing import TYPE_CHECKING, Final
 
@@ -19,7 +19,7 @@ from rich.text import Text
 from edgeseal_host.station.lane import Phase
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Iterable, Sequence
     from types import TracebackType
     from typing import Self
 
@@ -28,7 +28,7 @@ if TYPE_CHECKING:
     from edgeseal_host.station.lane import View
     from edgeseal_host.station.tally import Tally
 
-HELP: Final = "Ctrl-C ends the run; Enter tries again what failed; a scanner types serial numbers"
+HELP: Final = "Ctrl-C ends the run, Enter tries again what failed; scan labels when asked"
 _STYLES: Final = {
     Phase.PASSED: "bold white on green",
     Phase.FAILED: "bold white on red",
@@ -43,7 +43,8 @@ _HEADER: Final = ("result", "port", "serial", "device", "seconds")
 _NARROWEST: Final = (6, 6, 8, 8, 7)  # cells; a column that has less says nothing
 _GAP: Final = 2
 _FRAME: Final = 4  # cells of a panel's border and padding
-_AROUND: Final = 6  # lines: border, header, counted ports, foot
+_AROUND: Final = 5  # lines: border, header, foot, help
+_MESSAGES: Final = 2
 _INDENT: Final = 4
 
 
@@ -53,7 +54,7 @@ class Screen:
     def __init__(self, title: str, *, console: Console | None = None) -> None:
         """`title` names station, batch and operator."""
         self._title = title
-        self._last = HELP
+        self._said: deque[str] = deque(maxlen=_MESSAGES)
         self._console = console or Console()
         self._live = Live(console=self._console, screen=True, auto_refresh=False, transient=False)
 
@@ -72,23 +73,26 @@ class Screen:
         """Nothing: the next tick shows it."""
 
     def said(self, text: str) -> None:
-        """Show it in the last line."""
-        self._last = text
+        """Show it at the bottom, until two others came."""
+        self._said.append(text)
 
     def tick(self, views: Sequence[View], tally: Tally, now: float) -> None:
         """Draw everything."""
-        self._live.update(render(self._console, self._title, views, tally, now, self._last), refresh=True)
+        self._live.update(render(self._console, self._title, views, tally, now, self._said), refresh=True)
 
 
-def render(console: Console, title: str, views: Sequence[View], tally: Tally, now: float, last: str) -> RenderableType:
+def render(
+    console: Console, title: str, views: Sequence[View], tally: Tally, now: float, said: Iterable[str]
+) -> RenderableType:
     """Return the whole screen, as large as the console is."""
-    shown, left_out = _chosen(console, views, console.height - _AROUND)
+    foot = [_foot(tally, now), *(_message(text, "cyan") for text in said), _message(HELP, "dim")]
+    room = console.height - _AROUND - (len(foot) - 2)
+    shown, left_out = _chosen(console, views, room)
     lines = _lines(console, shown) if views else [Text("no port yet: plug one in", style="yellow")]
     if left_out:
         counts = ", ".join(f"{number} {phase}" for phase, number in Counter(v.phase for v in left_out).items())
-        lines.append(Text(f"and {len(left_out)} ports more: {counts}", style="dim"))
-    panel = Panel(Group(*lines), title=Text(title), title_align="left")
-    return Group(panel, _foot(tally, now), Text(f" {last}", style="dim", no_wrap=True, overflow="ellipsis"))
+        lines.append(Text(f"and {len(left_out)} ports more: {counts}", style="dim", no_wrap=True, overflow="ellipsis"))
+    return Group(Panel(Group(*lines), title=Text(title), title_align="left"), *foot)
 
 
 def _chosen(console: Console, views: Sequence[View], room: int) -> tuple[list[View], list[View]]:
@@ -100,6 +104,7 @@ def _chosen(console: Console, views: Sequence[View], room: int) -> tuple[list[Vi
         shown = [replace(v, reason="", remedy="") if v.phase in _QUIET else v for v in shown]
         heights |= {view.port: 1 for view in shown if view.phase in _QUIET}
     spare = sum(heights.values()) - room
+    spare += spare > 0  # the line that counts who made room
     for phase in _ROOM_FIRST:
         for view in [v for v in reversed(shown) if v.phase is phase]:
             if spare <= 0:
@@ -165,6 +170,10 @@ def _why(console: Console, view: View) -> list[Text]:
     for line in wrapped:
         line.pad_left(_INDENT)
     return wrapped
+
+
+def _message(text: str, style: str) -> Text:
+    return Text(f" {text}", style=style, no_wrap=True, overflow="ellipsis")
 
 
 def _foot(tally: Tally, now: float) -> Text:
