@@ -18,7 +18,6 @@ from typing import TYPE_CHECKING, Any, Final
 
 from edgeseal import __version__
 from edgeseal.errors import FormatError
-from edgeseal.runtime import page
 from edgeseal.runtime.bounds import Bounds
 from edgeseal.runtime.counters import Counters
 from edgeseal.runtime.engine import Stop
@@ -30,8 +29,10 @@ try:
     from starlette.background import BackgroundTask
     from starlette.middleware import Middleware
     from starlette.requests import ClientDisconnect
-    from starlette.responses import HTMLResponse, JSONResponse, PlainTextResponse, Response
+    from starlette.responses import JSONResponse, PlainTextResponse, Response
     from starlette.routing import Route
+
+    from edgeseal.runtime import page_routes
 except ImportError as e:  # pragma: no cover - depends on what is installed
     raise ImportError("edgeseal-serve needs the extra 'serve': pip install 'edgeseal[serve,onnx]'") from e
 
@@ -84,7 +85,7 @@ class Server:
         self.copies: Copies | None = None  # of answered requests, for a release in the shadow
         self.draining = False
         self.status: Mapping[str, Any] = {}  # the supervisor's, by model: what one worker cannot know
-        self._notes = notes
+        self.notes = notes
         self._bounds = bounds or Bounds()
         self._workers = ThreadPoolExecutor(self._bounds.concurrency, thread_name_prefix="infer")
         self._inside = 0  # requests being read, waiting or running
@@ -101,8 +102,7 @@ class Server:
             Route("/v2/repository/index", self.index, methods=["POST"]),
             Route("/v2/repository/models/{model}/load", self.load, methods=["POST"]),
             Route("/v2/repository/models/{model}/unload", self.unload, methods=["POST"]),
-            Route("/", self.page),
-            Route("/style.css", self.style),
+            *page_routes.routes(self),
         ]
         for prefix in ("/v2/models/{model}", "/v2/models/{model}/versions/{version}"):
             routes += [
@@ -126,19 +126,6 @@ class Server:
     async def metadata(self, _request: Request) -> Response:
         """Server metadata."""
         return JSONResponse({"name": "edgeseal-serve", "version": __version__, "extensions": _EXTENSIONS})
-
-    async def page(self, _request: Request) -> Response:
-        """Answer the page for a person."""
-        loaded = self.models.all()
-        names = {m.model for m in loaded} | set(self.status)
-        notes = await asyncio.to_thread(lambda: {name: self._notes(name) for name in names})
-        text = page.render(loaded, self.counters.total(), self.status, notes)
-        headers = {"Content-Security-Policy": page.CSP, "Cache-Control": "no-store", "Referrer-Policy": "no-referrer"}
-        return HTMLResponse(text, headers=headers)
-
-    async def style(self, _request: Request) -> Response:
-        """Answer the page's style sheet."""
-        return Response(page.STYLE, media_type="text/css")
 
     async def index(self, _request: Request) -> Response:
         """Model repository extension: what is here and whether it is ready."""
