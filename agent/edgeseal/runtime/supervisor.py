@@ -377,19 +377,22 @@ class Supervisor:
         first, most = _BACKOFF
         self._backoff = min(max(first, self._backoff * 2), most) if time.monotonic() - child.started < most else first
         self._not_before = time.monotonic() + self._backoff
+        if child.loaded:
+            self._count_crash(child)
         if child is self._coming:
             self._coming = None
-            changed = [r for m, r in child.releases.items() if self._good.get(m) != r]
-            if not child.loaded:
-                for release in changed:
-                    self._note_failure(release, f"the worker ended while it loaded ({how})")
+            when = "as soon as it took requests" if child.loaded else "while it loaded"
+            for release in (r for m, r in child.releases.items() if self._good.get(m) != r):
+                self._note_failure(release, f"the worker ended {when} ({how})")
             logger.error("a worker ended before it served (%s)", how)
             return
         self._serving = None
-        for model, release in child.releases.items():
-            mine = self._history.setdefault(model, {}).setdefault(release.number, Tally())
-            mine.crashes += 1
         logger.error("the worker ended (%s); it is started again in %.1f s", how, self._backoff)
+
+    def _count_crash(self, child: Child) -> None:
+        """Count it against all that were loaded: nobody knows which one it was."""
+        for model, release in child.releases.items():
+            self._history.setdefault(model, {}).setdefault(release.number, Tally()).crashes += 1
 
     # Status --------------------------------------------------------------------------------------------------------
 
