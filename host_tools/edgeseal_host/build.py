@@ -23,9 +23,10 @@ from edgeseal import cbor
 from edgeseal.chunks import FAMILY_SECRET_LENGTH, check_stored, encode_piece
 from edgeseal.contentkey import CK_LENGTH, commitment
 from edgeseal.durable import fsync_directory, locked, sweep, write_atomic
-from edgeseal.errors import EdgesealError, IntegrityError, RollbackError, UsageError
+from edgeseal.errors import EdgesealError, FormatError, IncompatibleError, IntegrityError, RollbackError, UsageError
 from edgeseal.manifest import MAX_HINTS, MAX_RELEASE, Manifest
 from edgeseal.names import check_model_name
+from edgeseal.runtime import engine_settings, tflite_file
 from edgeseal.suite import suite as known_suite
 from edgeseal.table import FileEntry, Record, Table, seal_table
 from edgeseal_host.bundle import (
@@ -114,7 +115,11 @@ class _Extras:
     tests: object
 
     def check(self) -> None:
-        """Raise UsageError for a value that the format cannot carry."""
+        """Raise UsageError for a value that the format cannot carry, or that every device would refuse."""
+        try:
+            engine_settings.parse(self.requirements)
+        except (FormatError, IncompatibleError) as e:
+            raise UsageError(e.message, hint="see --threads, --prepacking and --provider") from e
         for name in ("requirements", "provenance", "tests"):
             try:
                 cbor.encode(getattr(self, name))
@@ -265,6 +270,8 @@ def _format(sources: Sequence[Source]) -> str:
     """Return what the first file with tensors is; "unknown" if none has any."""
     for source in sources:
         with mapped(source.path) as data:
+            if data[4:8] == tflite_file.IDENTIFIER:
+                return "tflite"
             name, _ = tensors(data)
         if name != "unknown":
             return name

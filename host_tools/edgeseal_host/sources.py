@@ -11,6 +11,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Final
 
 from edgeseal.errors import FormatError, UsageError
+from edgeseal.runtime.engine_settings import check_names
 from edgeseal.table import check_path, check_paths
 
 if TYPE_CHECKING:
@@ -46,6 +47,7 @@ def collect(paths: Iterable[Path]) -> list[Source]:
         for source in sources:
             check_path(source.name)
         check_paths(source.name for source in sources)
+        check_names(source.name for source in sources)
     except (FormatError, UnicodeEncodeError) as e:
         raise UsageError(f"these files cannot be in one bundle: {e}") from e
     return sources

@@ -188,6 +188,7 @@ class Agent:
             probe=runtime.probe,
             probe_seconds=runtime.probe_seconds,
             probe_memory_mb=runtime.probe_memory_mb,
+            threads=runtime.threads,
         )
 
     @cached_property

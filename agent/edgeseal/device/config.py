@@ -16,6 +16,7 @@ import msgspec
 
 from edgeseal.errors import UsageError
 from edgeseal.runtime import serve_status
+from edgeseal.runtime.engine_settings import MAX_THREADS
 
 DEFAULT_PATH: Final = Path("/etc/edgeseal/edgeseal.toml")
 MAX_CONFIG: Final = 65_536
@@ -68,7 +69,8 @@ class Paths(_Section, frozen=True):
 class Runtime(_Section, frozen=True):
     """How a model is handed over, what the acceptance probe may use, and how long and strictly a switch is watched.
 
-    `watch_error_rate` is the part of answers that may fail beyond what the release before had.
+    `watch_error_rate` is the part of answers that may fail beyond what the release before had. `threads` are the most
+    of one inference in the probe, whatever a release asks for (0: one for each core); edgeseal-serve has `--threads`.
     """
 
     adapter: Literal["serve", "exec", "systemd", "oip-http", "none"] = "serve"
@@ -83,6 +85,7 @@ class Runtime(_Section, frozen=True):
     probe: bool = True
     probe_seconds: Seconds = 60
     probe_memory_mb: Mebibytes = 1024
+    threads: Annotated[int, msgspec.Meta(ge=0, le=MAX_THREADS)] = 0
     group: Annotated[str, msgspec.Meta(max_length=32)] = ""
     allow_disk: bool = False
     workers: Annotated[int, msgspec.Meta(ge=1, le=4)] | None = None

@@ -25,6 +25,7 @@ from edgeseal.errors import (
     UsageError,
 )
 from edgeseal.manifest import MAX_MANIFEST_LENGTH, Manifest
+from edgeseal.runtime import engine_settings
 from edgeseal.runtime.contract import Candidate
 
 if TYPE_CHECKING:
@@ -66,6 +67,7 @@ def check_listed(agent: Agent, info: TargetInfo, data: bytes) -> Manifest:
     known = agent.state().model(manifest.model)
     if manifest.release < known.floor:
         raise RollbackError(f"{what} is older than release {known.floor}, the lowest this device accepts")
+    engine_settings.parse(manifest.requirements)
     _check_device(agent, what, _custom(info))
     return manifest
 
@@ -108,6 +110,7 @@ def install_release(agent: Agent, manifest: Manifest, data: bytes, *, objects: O
     what = f"{manifest.model} release {manifest.release}"
     ck = content_key(agent, manifest)
     table = install.fetch_table(manifest, ck=ck, objects=objects, store=agent.store)
+    engine_settings.check_names(f.path for f in table.files)
     wanted = install.missing(table, agent.store)
     install.preflight(table, wanted, store=agent.store, memory_free=agent.models.free())
     total = sum(wanted.values())
@@ -138,6 +141,7 @@ def _unpack(agent: Agent, manifest: Manifest, table: Table) -> Candidate:
             progress=agent.counted(f"unpack {model} release {release}", table.plain_size),
             durable=agent.models.on_disk,
         )
+        engine_settings.leave(staged, manifest.requirements)
         directory = agent.models.publish(model, release)
     except BaseException:
         agent.models.sweep()

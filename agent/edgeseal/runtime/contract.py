@@ -90,7 +90,7 @@ class Adapter(Protocol):
         """Make the runtime use `candidate.previous` again. Raises ActivationError."""
 
 
-def make_adapter(
+def make_adapter(  # noqa: PLR0913 - what the configuration's section has
     kind: Kind,
     *,
     repository: ModelRepository,
@@ -101,6 +101,7 @@ def make_adapter(
     probe: bool = True,
     probe_seconds: int = 60,
     probe_memory_mb: int = 1024,
+    threads: int = 0,
 ) -> Adapter:
     """Return the adapter of that name.
 
@@ -110,7 +111,7 @@ def make_adapter(
     from edgeseal.runtime.adapter_oip import OipHttp
     from edgeseal.runtime.probe import Limits
 
-    limits = Limits(seconds=probe_seconds, memory_mb=probe_memory_mb) if probe else None
+    limits = Limits(seconds=probe_seconds, memory_mb=probe_memory_mb, threads=threads) if probe else None
     if kind == "exec":
         return adapters.Exec(repository, limits, command)
     if kind == "systemd":

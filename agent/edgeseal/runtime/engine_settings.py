@@ -16,10 +16,11 @@ from typing import TYPE_CHECKING, Annotated, Final
 
 import msgspec
 
+from edgeseal.durable import write_atomic
 from edgeseal.errors import FormatError, IncompatibleError
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping, Sequence
+    from collections.abc import Iterable, Mapping, Sequence
     from pathlib import Path
 
 KEY: Final = "engine"
@@ -44,7 +45,7 @@ class EngineSettings(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
 
     def threads_here(self, limit: int = 0) -> int:
         """Return the threads of one inference on this device; `limit` is its owner's (0: none)."""
-        cores = len(os.sched_getaffinity(0))
+        cores = cores_here()
         return max(1, min(self.threads or cores, limit or cores, cores))
 
     def provider_here(self, available: Sequence[str]) -> str:
@@ -61,6 +62,11 @@ class EngineSettings(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
         )
 
 
+def cores_here() -> int:
+    """Return how many cores this process may use."""
+    return len(os.sched_getaffinity(0))
+
+
 def parse(requirements: Mapping[str, object]) -> EngineSettings:
     """Return the settings in a manifest's requirements.
 
@@ -75,11 +81,16 @@ def leave(directory: Path, requirements: Mapping[str, object]) -> None:
     Raises FormatError if it brought a file of that name: its settings are in its signed manifest and nowhere else.
     """
     path = directory / FILE
-    if os.path.lexists(path):
-        raise FormatError(f"the release holds a file called {FILE}", hint="that name is the device's; rename the file")
+    check_names([FILE] if os.path.lexists(path) else [])
     if KEY in requirements:
         parse(requirements)
-        path.write_text(json.dumps(requirements[KEY]), encoding="ascii")
+        write_atomic(path, json.dumps(requirements[KEY]).encode("ascii"), mode=0o600)
+
+
+def check_names(paths: Iterable[str]) -> None:
+    """Raise FormatError if one of a release's files has the name that `leave` gives to its own."""
+    if FILE in paths:
+        raise FormatError(f"the release holds a file called {FILE}", hint="that name is the device's; rename the file")
 
 
 def read(directory: Path) -> EngineSettings:

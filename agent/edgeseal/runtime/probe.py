@@ -26,10 +26,14 @@ _NOT_ACTIVATED: Final = "the release was not activated"
 
 @dataclass(frozen=True, slots=True)
 class Limits:
-    """What the probe may use: wall time in seconds, memory in MiB beyond the size of the release's own files."""
+    """What the probe may use: wall time in seconds, memory in MiB beyond the size of the release's own files.
+
+    `threads` of one inference, 0 for one for each core.
+    """
 
     seconds: int
     memory_mb: int
+    threads: int = 0
 
 
 def probe(candidate: Candidate, limits: Limits) -> dict[str, Any]:
@@ -41,6 +45,7 @@ def probe(candidate: Candidate, limits: Limits) -> dict[str, Any]:
         "directory": str(candidate.directory),
         "requirements": dict(candidate.requirements),
         "tests": candidate.tests,
+        "threads": limits.threads,
     }
     what = f"{candidate.model} release {candidate.release}"
     try:

@@ -1,8 +1,8 @@
 """The process that loads a new model to see whether it may serve: `python -m edgeseal.runtime.probe_worker`.
 
-Question on standard input (CBOR: directory, requirements, tests), one JSON object on standard output. Exit 0: it may.
-It confines itself before it looks at the model (edgeseal.runtime.confine), says how far the kernel let it, and dies
-with its parent. Arguments: seconds, MiB, the parent's process id.
+Question on standard input (CBOR: directory, requirements, tests, threads), one JSON object on standard output.
+Exit 0: it may. It confines itself before it looks at the model (edgeseal.runtime.confine), says how far the kernel let
+it, and dies with its parent. Arguments: seconds, MiB, the parent's process id.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ from typing import TYPE_CHECKING, Any, Final, cast
 
 from edgeseal import cbor
 from edgeseal.errors import EdgesealError, IncompatibleError, RefusedError
-from edgeseal.runtime import confine, engine, vectors
+from edgeseal.runtime import confine, engine, engine_settings, vectors
 from edgeseal.runtime.warm import zeros
 
 if TYPE_CHECKING:
@@ -30,7 +30,7 @@ if TYPE_CHECKING:
 MAX_QUESTION: Final = 64 * 2**20
 _MIB: Final = 2**20
 _LEAST_RUNS: Final = 11  # a median of fewer is no median
-_ARENAS: Final = 512 * 2**20  # address space that threads reserve and do not use
+_ARENAS: Final = 256 * 2**20  # address space that each thread reserves and does not use: stack, malloc's arenas
 _STATUS: Final = Path("/proc/self/status")
 
 
@@ -44,7 +44,7 @@ def main(argv: Sequence[str]) -> int:
     try:
         limit_memory(directory, memory_mb)
         confined = confine.files([directory])
-        found = examine(directory, question["requirements"], question["tests"])
+        found = examine(directory, question["requirements"], question["tests"], threads=question["threads"])
     except EdgesealError as e:
         _say({"reason": e.message, "hint": e.hint})
         return e.exit_code
@@ -58,15 +58,15 @@ def main(argv: Sequence[str]) -> int:
     return 0
 
 
-def examine(directory: Path, requirements: dict[str, object], tests: object) -> dict[str, object]:
-    """Load the model, hold it against what the release declares, and let it answer.
+def examine(directory: Path, requirements: dict[str, object], tests: object, *, threads: int = 0) -> dict[str, object]:
+    """Load the model as edgeseal-serve will, hold it against what the release declares, and let it answer.
 
     Raises RefusedError or IncompatibleError with the reason.
     """
     engine.prepare(directory)  # part of what was there before
     before = _start_of_peak()
     started = time.monotonic()
-    model = engine.load(directory, threads=2)
+    model = engine.load(directory, threads=threads)
     loaded = time.monotonic()
     _check_declared(model.inputs, requirements.get("inputs"), "input")
     _check_declared(model.outputs, requirements.get("outputs"), "output")
@@ -182,7 +182,7 @@ def limit_memory(directory: Path, memory_mb: int) -> None:
     size = sum(p.lstat().st_size for p in directory.rglob("*"))
     for limit, used, spare in (
         (resource.RLIMIT_DATA, "VmData", 0),
-        (resource.RLIMIT_AS, "VmSize", _ARENAS),
+        (resource.RLIMIT_AS, "VmSize", _ARENAS * max(2, engine_settings.cores_here())),
     ):
         room = _used(used) + size + spare + memory_mb * 2**20
         resource.setrlimit(limit, (room, room))

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from edgeseal.errors import NotAuthorisedError, RefusedError, UsageError
+from edgeseal.runtime.engine_settings import MAX_THREADS
 from edgeseal_host import audit
 from edgeseal_host.bundle import BundleDirectory
 from edgeseal_host.cli import options, output
@@ -64,6 +65,24 @@ def group() -> None:
     type=click.Path(path_type=Path, exists=True, dir_okay=False),
     help="Acceptance vectors (.npz or .json): what a device must reproduce before the release serves.",
 )
+@click.option(
+    "--threads",
+    type=click.IntRange(1, MAX_THREADS),
+    help="Most threads of one inference. A device may use fewer, never more.  [default: its cores]",
+)
+@click.option(
+    "--prepacking/--no-prepacking",
+    "prepack",
+    default=None,
+    help="Whether the engine keeps a second copy of the weights in its own order: faster, more memory.",
+)
+@click.option(
+    "--provider",
+    "providers",
+    multiple=True,
+    metavar="NAME",
+    help="What may compute, most wanted first: cpu, xnnpack, acl, … (repeat). A device takes the first that it has.",
+)
 @click.option("--provenance", multiple=True, metavar="KEY=VALUE", help="Goes into the public manifest (repeat).")
 @options.passphrase_option
 @options.keys_option
@@ -80,6 +99,9 @@ def build(  # noqa: PLR0913, PLR0917 - one option for each thing a release has
     runtimes: tuple[str, ...],
     min_agent: str | None,
     acceptance: Path | None,
+    threads: int | None,
+    prepack: bool | None,  # noqa: FBT001 - click passes options by name
+    providers: tuple[str, ...],
     provenance: tuple[str, ...],
     passphrase_file: Path | None,
     keys: KeyDirectory,
@@ -96,6 +118,9 @@ def build(  # noqa: PLR0913, PLR0917 - one option for each thing a release has
             requirements[name] = list(values)
     if min_agent:
         requirements["min_agent"] = min_agent
+    asked = {"threads": threads, "prepack": prepack, "providers": list(providers) or None}
+    if settings := {name: value for name, value in asked.items() if value is not None}:
+        requirements["engine"] = settings
     total = sum(s.size for s in collect(paths))
     with output.progress(f"build {model} release {release}", total=total) as advance:
         manifest = build_bundle(
