@@ -22,6 +22,7 @@ AEADS: dict[int, type[ChaCha20Poly1305 | AESGCM]] = {1: ChaCha20Poly1305, 2: AES
 PIECE = 1_048_576
 U63 = 2**63 - 1
 Manifest: TypeAlias = dict[int, Any]
+PROVIDER = re.compile("[a-z][a-z0-9-]{0,31}")
 NAME = re.compile("[a-z0-9]([a-z0-9._-]{0,62}[a-z0-9])?")
 
 
@@ -156,8 +157,22 @@ def read_manifest(data: bytes) -> Manifest:
         require(type(free) is dict and all(type(key) is str for key in free), "free map")
     if m[3] not in AEADS or m[8] != PIECE:
         raise Incompatible("suite or largest piece")
+    check_engine(m[9].get("engine", {}))
     out: Manifest = m
     return out
+
+
+def check_engine(asked: Any) -> None:
+    """§7."""
+    require(type(asked) is dict, "engine is no map")
+    if set(asked) - {"threads", "prepack", "providers"}:
+        raise Incompatible("setting")
+    require(is_uint(asked.get("threads", 1), 1, 64), "threads")
+    require(type(asked.get("prepack", True)) is bool, "prepack")
+    providers = asked.get("providers", ["cpu"])
+    require(type(providers) is list and 1 <= len(providers) <= 8, "providers")
+    require(all(type(p) is str and PROVIDER.fullmatch(p) for p in providers), "provider")
+    require(len(set(providers)) == len(providers), "provider twice")
 
 
 # Content key (session.md §14) -----------------------------------------------------------------------------------------

@@ -17,6 +17,7 @@ from edgeseal.contentkey import check_commitment
 from edgeseal.errors import EdgesealError, IncompatibleError, RefusedError
 from edgeseal.install import fetch_chunks, fetch_table, missing, unpack
 from edgeseal.manifest import Manifest
+from edgeseal.runtime import engine_settings
 from edgeseal.store import ObjectStore
 from edgeseal.table import Record, open_pinned
 from edgeseal.transport.objects_archive import ArchiveObjects
@@ -38,6 +39,8 @@ def ours(case: Case, at: list[str] | None = None) -> dict[str, bytes]:
     steps = at if at is not None else []
     steps.append("manifest")
     manifest = Manifest.from_bytes(octets(case, "manifest"))
+    steps.append("requirements")
+    engine_settings.parse(manifest.requirements)
     steps.append("key")
     check_commitment(octets(case, "ck"), manifest.ck_commitment, manifest.model, manifest.release)
     steps.append("table")

@@ -8,7 +8,7 @@ One file is one case:
 
     what      one line for a person
     outcome   "opens", "refused" (exit code 3) or "incompatible" (exit code 6)
-    at        the step that says so: manifest, key, table or chunk
+    at        the step that says so: manifest, requirements, key, table or chunk
     manifest, ck, table, chunks     hex; chunks by name
     files     what an opened bundle holds: path -> mode, size, SHA-256
 """
@@ -290,6 +290,11 @@ def good() -> Iterator[tuple[str, str, Bundle]]:
             provenance={"commit": "c0ffee", "numbers": [-1, 2**64 - 1, 1.5, 1e300, True, None, b"\x00"]},
         )
         yield f"everything-suite-{suite}", "requirements, hints, provenance, acceptance vectors", full
+    asked = {"threads": 64, "prepack": False, "providers": ["z" + "-9" * 15 + "x", "xnnpack", "cpu"]}
+    yield "engine-everything", "all that a release can ask of its engine", Bundle(requirements={"engine": asked})
+    yield "engine-nothing", "an empty map: nothing is asked", Bundle(requirements={"engine": {}})
+    unknown = {"engines": {"threads": 0}, "runtime": {"graph": 1}}
+    yield "requirements-unknown", "keys that readers pass over", Bundle(requirements=unknown)
 
 
 def ungrouped(data: bytes, width: int) -> bytes:
@@ -389,6 +394,37 @@ def bad_manifests() -> Iterator[tuple[str, str, str, Bundle]]:
     )
     yield "manifest-suite-3", "an unknown suite", "incompatible", changed(3, 3)
     yield "manifest-largest-piece", "pieces of 2 MiB", "incompatible", changed(8, 2 * MIB)
+
+
+def bad_requirements() -> Iterator[tuple[str, str, str, Bundle]]:
+    """What a release may not ask of its engine."""
+    refused: dict[str, tuple[str, Any]] = {
+        "null": ("null for the whole map", None),
+        "array": ("an array", ["cpu"]),
+        "threads-0": ("no threads", {"threads": 0}),
+        "threads-65": ("65 threads", {"threads": 65}),
+        "threads-huge": ("2^64 - 1 threads", {"threads": 2**64 - 1}),
+        "threads-negative": ("-1 threads", {"threads": -1}),
+        "threads-true": ("true for threads", {"threads": True}),
+        "threads-float": ("1.5 threads", {"threads": 1.5}),
+        "threads-null": ("null for threads", {"threads": None}),
+        "prepack-1": ("1 for true", {"prepack": 1}),
+        "prepack-null": ("null for prepack", {"prepack": None}),
+        "providers-empty": ("no provider", {"providers": []}),
+        "providers-9": ("nine providers", {"providers": [f"p{i}" for i in range(9)]}),
+        "providers-text": ("a provider without its array", {"providers": "cpu"}),
+        "providers-twice": ("the same provider twice", {"providers": ["cpu", "cpu"]}),
+        "provider-bytes": ("a provider in bytes", {"providers": [b"cpu"]}),
+        "provider-empty": ("a provider without a name", {"providers": [""]}),
+        "provider-long": ("33 letters", {"providers": ["x" * 33]}),
+        "provider-capital": ("onnxruntime's own name", {"providers": ["CPUExecutionProvider"]}),
+        "provider-path": ("a library's path", {"providers": ["/tmp/libevil.so"]}),
+        "provider-newline": ("a line end behind the name", {"providers": ["cpu\n"]}),
+    }
+    for fault, (what, engine) in refused.items():
+        yield f"engine-{fault}", what, "refused", Bundle(requirements={"engine": engine})
+    later = {"threads": 2, "graph": "basic"}
+    yield "engine-unknown-key", "a setting of a later version", "incompatible", Bundle(requirements={"engine": later})
 
 
 def bad_tables() -> Iterator[tuple[str, str, str, Bundle]]:
@@ -564,7 +600,13 @@ def cases() -> Iterator[tuple[str, dict[str, Any]]]:
     """Yield the name and content of every file."""
     for name, what, made in good():
         yield name, document(made, what, "opens", "")
-    for step, group in (("manifest", bad_manifests), ("table", bad_tables), ("chunk", bad_chunks)):
+    groups = {
+        "manifest": bad_manifests,
+        "requirements": bad_requirements,
+        "table": bad_tables,
+        "chunk": bad_chunks,
+    }
+    for step, group in groups.items():
         for name, what, outcome, made in group():
             yield name, document(made, what, outcome, step)
     other = Bundle(given_ck=noise("another ck", 32))
@@ -583,7 +625,7 @@ def document(made: Bundle, what: str, outcome: str, step: str) -> dict[str, Any]
     out: dict[str, Any] = {"what": what, "outcome": outcome}
     out |= {"at": step} if step else {}
     out |= {"manifest": manifest.hex()}
-    if step == "manifest":
+    if step in {"manifest", "requirements"}:
         return out
     out |= {"ck": (made.given_ck or made.ck).hex(), "table": served.hex()}
     if step in {"key", "table"}:
