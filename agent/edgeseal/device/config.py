@@ -71,6 +71,9 @@ class Runtime(_Section, frozen=True):
 
     `watch_error_rate` is the part of answers that may fail beyond what the release before had. `threads` are the most
     of one inference in the probe, whatever a release asks for (0: one for each core); edgeseal-serve has `--threads`.
+
+    With `shadow_seconds` a release runs `shadow_fraction` of the live requests beside the old one before the switch; at
+    most the part `shadow_divergence` of its answers may be further off than `shadow_tolerance`, or of another class.
     """
 
     adapter: Literal["serve", "exec", "systemd", "oip-http", "none"] = "serve"
@@ -81,6 +84,11 @@ class Runtime(_Section, frozen=True):
     activate_seconds: Seconds = 120
     watch_seconds: Annotated[int, msgspec.Meta(ge=0, le=86_400)] = 60
     watch_error_rate: Annotated[float, msgspec.Meta(ge=0, le=1)] = 0.05
+    shadow_seconds: Annotated[int, msgspec.Meta(ge=0, le=7200)] = 0  # a pass is ended after service.pass_seconds
+    shadow_fraction: Annotated[float, msgspec.Meta(gt=0, le=1)] = 0.1
+    shadow_compare: Literal["values", "top-1"] = "values"
+    shadow_tolerance: Annotated[float, msgspec.Meta(ge=0, le=2)] = 0.05
+    shadow_divergence: Annotated[float, msgspec.Meta(ge=0, le=1)] = 0.05
     offers: Annotated[list[Name], msgspec.Meta(max_length=16)] | None = None
     probe: bool = True
     probe_seconds: Seconds = 60

@@ -47,10 +47,43 @@ class Gate(msgspec.Struct, frozen=True, array_like=True, forbid_unknown_fields=T
         return f"{cases}{latency}, {self.memory_mb:.0f} MiB, loaded in {self.load_ms:.0f} ms{missing}"
 
 
+class Shadowed(msgspec.Struct, frozen=True, array_like=True, forbid_unknown_fields=True):
+    """What came of running live requests on a release before it took over. `skipped` says why nothing was measured.
+
+    Of `compared` answers `differing` were not alike, `errors` more failed; `dropped` copies found it busy. For each
+    output (at most eight) name, mean and largest relative difference, part of classes that agree. `ratio`: new time
+    to old.
+    """
+
+    seconds: Count = 0
+    compared: Count = 0
+    differing: Count = 0
+    errors: Count = 0
+    dropped: Count = 0
+    crashes: Count = 0
+    ratio: float | None = None
+    outputs: list[tuple[str, float, float, float | None]] = []
+    skipped: str = ""
+
+    def text(self) -> str:
+        """Return the figures for a person."""
+        if self.skipped:
+            return f"not tried in the shadow: {self.skipped}"
+        parts = [f"{self.compared} answers compared in {self.seconds} s, {self.differing} differ"]
+        parts += [f"{self.errors} failed"] if self.errors else []
+        parts += [f"{self.dropped} copies dropped"] if self.dropped else []
+        parts += [f"{self.crashes} crashes"] if self.crashes else []
+        for name, mean, _, top1 in self.outputs[:1]:
+            parts.append(f"{name} is off by {mean:.1%} on average")
+            parts += [f"{top1:.1%} of classes agree"] if top1 is not None else []
+        return ", ".join(parts + ([f"{self.ratio:.2g} times as long"] if self.ratio is not None else []))
+
+
 class Installed(msgspec.Struct, frozen=True, array_like=True, forbid_unknown_fields=True):
     """A release on this device: its signed manifest as it came, and when it was activated (Unix seconds).
 
-    `gate` is None where the probe is off; `watched` are the seconds it was watched after the switch.
+    `gate` is None where the probe is off, `shadow` where shadow mode is; `watched` are the seconds it was watched after
+    the switch.
     """
 
     release: Count
@@ -58,11 +91,15 @@ class Installed(msgspec.Struct, frozen=True, array_like=True, forbid_unknown_fie
     activated_at: Count
     gate: Gate | None = None
     watched: Count = 0
+    shadow: Shadowed | None = None
 
 
 def gate_words(installed: Installed) -> str:
     """Return with which figures a release passed the gate and how long it was watched, in at most 128 characters."""
     watched = f"; watched {installed.watched} s" if installed.watched else ""
+    shadow = installed.shadow
+    if shadow is not None and not shadow.skipped:
+        watched = f"; shadowed: {shadow.differing} of {shadow.compared} differ{watched}"
     return (installed.gate.text() + watched)[:128] if installed.gate else watched.removeprefix("; ")
 
 
@@ -95,6 +132,7 @@ class Trial(msgspec.Struct, frozen=True, array_like=True, forbid_unknown_fields=
     """The journal of a switch: written before each step, so that a kill in any of them is resumed or undone.
 
     probing       nothing but files in memory
+    shadowing     it runs copies of live requests beside the release before, which alone answers
     switching     the link may or may not point at it
     watching      it serves on trial since `since`; the release before is still unpacked
     committing    it has proved itself; what rollback would need may be gone
@@ -104,7 +142,7 @@ class Trial(msgspec.Struct, frozen=True, array_like=True, forbid_unknown_fields=
 
     release: Count
     manifest: bytes
-    step: Literal["probing", "switching", "watching", "committing", "undoing", "interrupted"]
+    step: Literal["probing", "shadowing", "switching", "watching", "committing", "undoing", "interrupted"]
     attempts: Count
     since: Count
     boot: str
@@ -112,6 +150,7 @@ class Trial(msgspec.Struct, frozen=True, array_like=True, forbid_unknown_fields=
     gate: Gate | None = None
     budget_ms: float = 0.0
     counts: Counts | None = None
+    shadow: Shadowed | None = None
 
 
 class Model(msgspec.Struct, frozen=True, array_like=True, forbid_unknown_fields=True):

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 import msgspec
 
 from edgeseal import __version__
-from edgeseal.device.state import Gate, gate_words
+from edgeseal.device.state import Gate, Shadowed, gate_words
 from edgeseal.errors import EdgesealError, NotAuthorisedError
 from edgeseal.trust.generations import Generations
 from edgeseal.trust.views import roles
@@ -57,6 +57,7 @@ def _add_state(agent: Agent, out: dict[str, Any]) -> None:
             "previous": model.previous.release if model.previous else None,
             "floor": model.floor,
             "gate": _gate(model.current),
+            "shadow": _shadow(model.current),
             "failed": [
                 {"release": f.release, "reason": f.reason, "served": f.served, "at": f.at} for f in model.failed
             ],
@@ -83,6 +84,16 @@ def _gate(installed: Installed | None) -> dict[str, Any] | None:
     return {**named, "watched_seconds": installed.watched, "words": gate_words(installed)}
 
 
+def _shadow(installed: Installed | None) -> dict[str, Any] | None:
+    """Return what came of running live requests on the release that serves before it took over."""
+    if installed is None or installed.shadow is None:
+        return None
+    figures = dict(zip(Shadowed.__struct_fields__, msgspec.to_builtins(installed.shadow), strict=True))
+    named = ("name", "mean_relative", "max_relative", "top1")
+    figures["outputs"] = [dict(zip(named, output, strict=True)) for output in figures["outputs"]]
+    return {**figures, "words": installed.shadow.text()}
+
+
 def _trial(trial: Trial | None) -> dict[str, Any] | None:
     if trial is None or trial.step == "interrupted":
         return None
@@ -99,6 +110,7 @@ def text(found: dict[str, Any]) -> str:
         back = f", {model['previous']} to go back to" if model["previous"] is not None else ""
         lines.append(f"model     {name} release {model['release'] or 'none'}{since}{back}")
         lines += [f"          gate: {model['gate']['words']}"] if model["gate"] else []
+        lines += [f"          shadow: {model['shadow']['words']}"] if model["shadow"] else []
         lines += [
             f"          release {f['release']} {'was rolled back' if f['served'] else 'failed'}: {f['reason']}"
             for f in model["failed"]

@@ -1,4 +1,4 @@
-"""A switch to another release: probe, hand over, watch, then keep it or give the one before back.
+"""A switch to another release: probe, run in the shadow, hand over, watch, then keep it or give the one before back.
 
 Every step is in the journal (edgeseal.device.state.Trial) before it is taken, so that a kill or a power cut in any of
 them is resumed or undone by `resume`, at the start of the next pass and without a network. What the release before
@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any, Final
 
 import msgspec
 
-from edgeseal.device import watch
+from edgeseal.device import shadow, watch
 from edgeseal.device.state import Counts, Gate, Installed, Model, Trial
 from edgeseal.errors import EdgesealError, IncompatibleError, RefusedError
 from edgeseal.manifest import Manifest
@@ -46,6 +46,7 @@ def run(agent: Agent, manifest: Manifest, data: bytes, unpack: Callable[[], Cand
         raise
     try:
         trial = _probe(agent, candidate, trial)
+        trial = _shadow(agent, candidate, trial)
         trial = _switch(agent, candidate, trial)
         watched = _watch(agent, candidate, trial)
     except _CANNOT as e:
@@ -113,6 +114,19 @@ def _probe(agent: Agent, candidate: Candidate, trial: Trial) -> Trial:
     return msgspec.structs.replace(trial, gate=gate, budget_ms=tests.latency_ms if tests else 0.0)
 
 
+def _shadow(agent: Agent, candidate: Candidate, trial: Trial) -> Trial:
+    """Let it run copies of live requests, where that is wanted and possible. Raises ShadowError."""
+    if not agent.config.runtime.shadow_seconds:
+        return trial
+    trial = _set(agent, candidate.model, _stepped(agent, trial, "shadowing"))
+    try:
+        found = shadow.run(agent, candidate, trial.previous)
+    finally:
+        agent.models.unshadow(candidate.model)
+    agent.say(f"{candidate.model} release {candidate.release}: {found.text()}")
+    return msgspec.structs.replace(trial, shadow=found)
+
+
 def _switch(agent: Agent, candidate: Candidate, trial: Trial) -> Trial:
     """Hand over and wait until the runtime serves it, if it says what it serves."""
     adapter = agent.adapter()
@@ -157,7 +171,7 @@ def _keep(agent: Agent, candidate: Candidate, trial: Trial, watched: int) -> Non
     model = state.model(candidate.model)
     same = model.current is not None and model.current.release == trial.release
     new = Model(
-        current=Installed(trial.release, trial.manifest, int(agent.clock()), trial.gate, watched),
+        current=Installed(trial.release, trial.manifest, int(agent.clock()), trial.gate, watched, trial.shadow),
         previous=model.previous if same else model.current,
         failed=[f for f in model.failed if f.release != trial.release],
         floor=max(model.floor, trial.release),
@@ -177,6 +191,7 @@ def _give_back(
 
     `cause` None: no fault of the release, it may be tried again.
     """
+    agent.models.unshadow(candidate.model)
     state = agent.state()
     model = msgspec.structs.replace(state.model(candidate.model), trial=_stepped(agent, trial, "undoing"))
     if cause is not None:
@@ -208,6 +223,7 @@ def _undo_interrupted(agent: Agent, candidate: Candidate, trial: Trial) -> None:
         _give_back(agent, candidate, trial, WatchError(f"{candidate.model} release {trial.release}: {times}"))
         return
     agent.say(f"{candidate.model} release {trial.release}: cut off while {trial.step}; undone")
+    agent.models.unshadow(candidate.model)
     agent.adapter().rollback(candidate)
     _set(agent, candidate.model, msgspec.structs.replace(trial, step="interrupted", attempts=attempts))
 
@@ -220,6 +236,8 @@ def _note(agent: Agent, name: str, *, gate: Trial | None = None, rollback: tuple
             found = gate.gate
             figures = {"cases": found.cases, "latency_ms": found.latency_ms, "memory_mb": found.memory_mb}
             about["gate"] = {str(gate.release): figures}
+        if gate is not None and gate.shadow is not None:
+            about["shadow"] = {"release": gate.release, "words": gate.shadow.text()}
         if rollback is not None:
             release, reason = rollback
             about["rollback"] = {"release": release, "reason": reason, "at": int(agent.clock())}

@@ -96,7 +96,7 @@ class Figures(msgspec.Struct):
     """Of all copies: `compared` were answered by both, `differing` of them not alike, `nan` with no numbers.
 
     `errors` were not answered by the new release, `error` says why the last one was not. `ratios` counts the new time
-    to the old one in steps of the eighth root of 2.
+    to the old one in steps of the eighth root of 2 (keys are text: JSON has no others).
     """
 
     compared: int = 0
@@ -104,7 +104,7 @@ class Figures(msgspec.Struct):
     nan: int = 0
     errors: int = 0
     error: str = ""
-    ratios: dict[int, int] = {}
+    ratios: dict[str, int] = {}
     outputs: dict[str, OutputFigures] = {}
 
     @property
@@ -115,10 +115,10 @@ class Figures(msgspec.Struct):
     def latency_ratio(self) -> float | None:
         """Return the median of the new time to the old one, None before there is one."""
         half, seen = sum(self.ratios.values()) / 2, 0
-        for step, n in sorted(self.ratios.items()):
+        for step, n in sorted(self.ratios.items(), key=lambda item: int(item[0])):
             seen += n
             if seen >= half:
-                return float(2 ** (step / _STEPS))
+                return float(2 ** (int(step) / _STEPS))
         return None
 
     def add(self, found: Mapping[str, Difference], *, differs: bool, ratio: float) -> None:
@@ -126,7 +126,7 @@ class Figures(msgspec.Struct):
         self.compared += 1
         self.differing += differs
         self.nan += any(d.nan for d in found.values())
-        step = max(-_MOST, min(_MOST, round(_STEPS * math.log2(ratio)))) if ratio > 0 else 0
+        step = str(max(-_MOST, min(_MOST, round(_STEPS * math.log2(ratio)))) if ratio > 0 else 0)
         self.ratios[step] = self.ratios.get(step, 0) + 1
         for name, difference in found.items():
             if name in self.outputs or len(self.outputs) < MAX_OUTPUTS:

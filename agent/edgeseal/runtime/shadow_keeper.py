@@ -210,7 +210,7 @@ class Keeper:
                 return
             message: dict[str, Any] = json.loads(data)
             if "figures" in message:
-                process.figures = msgspec.convert(message["figures"], Figures, strict=False)
+                process.figures = msgspec.convert(message["figures"], Figures)
             elif "loaded" in message:
                 process.loaded = True
             elif "failed" in message:

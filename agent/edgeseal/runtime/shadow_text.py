@@ -58,7 +58,7 @@ def metrics(status: Mapping[str, Any]) -> str:
 
 def _shadow(about: Any) -> ShadowStatus | None:  # noqa: ANN401 - JSON
     found = about.get("shadow") if isinstance(about, dict) else None
-    return None if found is None else msgspec.convert(found, ShadowStatus, strict=False)
+    return None if found is None else msgspec.convert(found, ShadowStatus)
 
 
 def _add(lines: list[str], name: str, kind: str, about: str, values: Mapping[str, float]) -> None:

@@ -161,7 +161,7 @@ class ShadowWorker:
         now = time.monotonic()
         if not at_once and now - at < _TELL_SECONDS:
             return
-        figures = msgspec.to_builtins(self._figures, str_keys=True)
+        figures = msgspec.to_builtins(self._figures)
         if figures != before:
             say(self._control, {"figures": figures})
         self._told = (now, figures)
