@@ -49,9 +49,9 @@ dt { color: var(--soft); } dd { margin: 0; }
 figure { margin: .8rem 0; }
 svg { display: block; width: 100%; max-width: 34rem; height: auto; }
 svg rect { fill: var(--bar); }
-svg text { fill: var(--soft); font-size: 12px; text-anchor: middle; }
+svg text { fill: var(--soft); font-size: 13px; text-anchor: middle; }
 svg text.end { text-anchor: end; }
-svg text.value { fill: var(--ink); font-size: 11px; stroke: var(--card); stroke-width: 3px; paint-order: stroke; }
+svg text.value { fill: var(--ink); stroke: var(--card); stroke-width: 3px; paint-order: stroke; }
 svg .grid { stroke: var(--line); fill: none; }
 svg .before { stroke: var(--ink); stroke-width: 1.5; stroke-dasharray: 4 3; fill: none; }
 figcaption { color: var(--soft); font-size: .875rem; display: flex; flex-wrap: wrap; gap: 0 1.2rem; }
