@@ -162,9 +162,24 @@ def _disk(agent: Agent) -> Finding:
 def _engine(agent: Agent) -> Finding:
     if agent.config.runtime.adapter != "serve" and not agent.config.runtime.probe:
         return Finding("engine", "ok", "not needed: the probe is switched off and another runtime serves")
-    from edgeseal.runtime.engine_onnx import VERSION  # never onnxruntime by itself: that module tells it to be silent
+    litert = _litert()
+    try:  # never onnxruntime by itself: that module tells it to be silent
+        from edgeseal.runtime.engine_onnx import VERSION
+    except ImportError:
+        if litert is None:
+            raise
+        return Finding("engine", "ok", f"LiteRT {litert}; without onnxruntime, .onnx models cannot run here")
+    return Finding("engine", "ok", f"onnxruntime {VERSION}" + (f", LiteRT {litert}" if litert else ""))
 
-    return Finding("engine", "ok", f"onnxruntime {VERSION}")
+
+def _litert() -> str | None:
+    """Return the version of LiteRT that is installed; the agent itself never loads it."""
+    from importlib import metadata
+
+    try:
+        return metadata.version("ai-edge-litert")
+    except metadata.PackageNotFoundError:
+        return None
 
 
 def _entropy(agent: Agent) -> list[Finding]:

