@@ -49,7 +49,8 @@ def weights(seed: int = 7) -> Weights:
 def answer(x: NDArray[np.float32], found: Weights | None = None) -> NDArray[np.float32]:
     """What the good model answers."""
     first, second = found or weights()
-    return np.maximum(x @ first, 0) @ second
+    answered: NDArray[np.float32] = np.maximum(x @ first, 0) @ second
+    return answered
 
 
 def classifier(
@@ -217,7 +218,7 @@ def spoiled(spoil: Callable[[], Spoil], *, domains: bool = False) -> Callable[[P
     return write
 
 
-def weighted(change: Callable[[NDArray[np.float32]], NDArray[np.float32]]) -> Callable[[Path], None]:
+def weighted(change: Callable[[NDArray[np.float32]], NDArray[Any]]) -> Callable[[Path], None]:
     """Return what writes the model with its last weights changed."""
 
     def write(path: Path) -> None:
