@@ -101,9 +101,12 @@ class TwoSlots:
             raise NoneSoundError(f"{self._name}: no copy of it is sound: {faults[0].message}", hint=faults[0].hint)
         return None
 
-    def write(self, payload: bytes, *, everywhere: bool = False) -> None:
-        """Make `payload` the newest; `everywhere` also replaces the older copy, so that nothing former remains."""
-        first = self._newest() + 1
+    def write(self, payload: bytes, *, everywhere: bool = False, after: int = 0) -> None:
+        """Make `payload` the newest; `everywhere` also replaces the older copy, so that nothing former remains.
+
+        `after` is a sequence number that it must exceed: where the former one is lost, other processes may know it.
+        """
+        first = max(self._newest(), after) + 1
         for sequence in range(first, first + 1 + everywhere):
             write_atomic(self._paths[sequence % 2], self._wrap(sequence, payload))
             self._seen = sequence

@@ -140,6 +140,16 @@ def cached_target(agent: Agent, trust: Trust, path: str) -> bytes:
     return data
 
 
+def kept_manifest(agent: Agent, trust: Trust, model: str, release: int) -> tuple[TargetInfo, bytes] | None:
+    """Return a manifest that is on this disk as it was signed last, even if those metadata are past their end.
+
+    None if it is not listed, not there, or not it. Raises RefusedError, TemporaryError.
+    """
+    info = trust.last_listed(f"models/{model}/{release}.cbor")
+    data = None if info is None else _kept(agent, info)
+    return None if info is None or data is None else (info, data)
+
+
 def _place(agent: Agent, info: TargetInfo) -> Path:
     return agent.directory / "targets" / info.sha256.hex()
 

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Final
 
 from edgeseal.archive import Archive
 from edgeseal.contentkey import check_commitment, open_ticket
-from edgeseal.device import releases
+from edgeseal.device import recover, releases
 from edgeseal.errors import EdgesealError, NotAuthorisedError, UsageError
 from edgeseal.keystore import ContentKey
 from edgeseal.suite import PrivateKey
@@ -39,7 +39,7 @@ def install_from(agent: Agent, path: Path) -> list[Outcome]:
         raise UsageError(f"there is no {path}")
     _ = agent.profile
     archive = Archive(path)
-    for problem in releases.restore(agent):
+    for problem in recover.rebuild(agent) + releases.restore(agent):
         agent.say(problem)
     trust = agent.trust(ArchiveFetcher(path))
     result = trust.refresh()

@@ -12,7 +12,7 @@ import msgspec
 
 from edgeseal import cbor
 from edgeseal.errors import IncompatibleError, IntegrityError
-from edgeseal.slots import TwoSlots
+from edgeseal.slots import NoneSoundError, TwoSlots
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -215,9 +215,12 @@ class StateFile:
     def read(self) -> State:
         """Return the newest sound state, an empty one if there is none.
 
-        Raises IntegrityError if both copies are damaged, IncompatibleError for a newer format.
+        Raises NoneSoundError if both copies are damaged, IncompatibleError for a newer format.
         """
-        slot = self._slots.read()
+        try:
+            slot = self._slots.read()
+        except NoneSoundError as e:
+            raise NoneSoundError(e.message, hint="the next pass builds it anew: edgeseal-agent update") from e
         if slot is None:
             return State()
         state = cbor.decode_map(slot.payload, State, max_length=MAX_LENGTH, what="agent state")
@@ -229,6 +232,14 @@ class StateFile:
         """Make `state` durable and return it."""
         self._slots.write(cbor.encode(cbor.to_map(state)))
         return state
+
+    def start_anew(self, state: State, *, now: int) -> None:
+        """Put `state` in the place of copies that are both damaged; `now` in Unix seconds.
+
+        The service has read states of higher numbers than 1 and would take this one for an older copy. There are fewer
+        writes than seconds, so the time is a number that none has reached.
+        """
+        self._slots.write(cbor.encode(cbor.to_map(state)), everywhere=True, after=now)
 
 
 def _wrap(sequence: int, payload: bytes) -> bytes:

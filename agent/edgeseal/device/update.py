@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING
 
 import msgspec
 
-from edgeseal.device import exchange, releases, rng_health
+from edgeseal.device import exchange, recover, releases, rng_health
 from edgeseal.errors import EdgesealError, NotAuthorisedError, RefusedError
 
 if TYPE_CHECKING:
@@ -56,11 +56,12 @@ class Pass:
 def run(agent: Agent, *, report: bool = False) -> Pass:
     """Do one pass; `report` makes it talk to the fleet server in any case. The caller holds the agent's lock.
 
-    Raises only what makes a pass impossible (not enrolled, damaged state); everything else is in the result.
+    Raises only what makes a pass impossible (not enrolled, damaged identity); everything else is in the result.
     """
     done = Pass()
     _ = agent.profile  # not enrolled: say so first
-    done.problems = _restore(agent)
+    rebuilt = recover.rebuild(agent)
+    done.problems = rebuilt + _restore(agent)
     for problem in done.problems:
         agent.say(problem)
     trust = agent.trust(agent.metadata_source())
@@ -71,6 +72,10 @@ def run(agent: Agent, *, report: bool = False) -> Pass:
         _tell(agent, trust, done, report=report)
     else:
         _work(agent, trust, done, report=report)
+    if rebuilt and done.errors:  # the fleet could not say what is to serve
+        installed, errors = recover.serve_again(agent)
+        done.installed += installed
+        done.errors += errors
     _note_error(agent, done)
     return done
 
