@@ -25,7 +25,10 @@ class Unfinished:
     @property
     def remedy(self) -> str:
         """What to do with it."""
-        return f"put {self.last.serial} on a port again: it goes on as {self.last.device}"
+        again = f"put {self.last.serial} on a port again: it goes on as {self.last.device}"
+        if self.last.kind == chain.PROVISIONED:
+            return f"{again}; if it answers no more, it is provisioned and has locked itself"
+        return again
 
 
 @dataclass(frozen=True, slots=True)
