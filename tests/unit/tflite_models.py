@@ -207,16 +207,17 @@ def memory_bomb(elements: int) -> Model:
     return model
 
 
-def endless() -> Model:
-    """A loop that goes on while its input is zero."""
+def endless(at: float = 0.0) -> Model:
+    """A loop that goes on while its input is `at`."""
     model = Model()
     main, go_on, body = model.graph(), model.graph(), model.graph()
     for graph in (go_on, body):
         x, y = graph.tensor("x", [1]), graph.tensor("y", [1], BOOL if graph is go_on else FLOAT)
-        zero = graph.constant("zero", np.zeros(1, np.float32))
         if graph is go_on:
-            graph.operator("EQUAL", [x, zero], [y], EqualOptions=schema.EqualOptionsT())
+            that = graph.constant("that", np.full(1, at, np.float32))
+            graph.operator("EQUAL", [x, that], [y], EqualOptions=schema.EqualOptionsT())
         else:
+            zero = graph.constant("zero", np.zeros(1, np.float32))
             graph.operator("ADD", [x, zero], [y], AddOptions=schema.AddOptionsT())
         graph.ends([x], [y])
     options = schema.WhileOptionsT()

@@ -8,6 +8,8 @@ Not here: LiteRT's CompiledModel, which loads accelerators from directories it i
 
 from __future__ import annotations
 
+import logging
+import os
 import threading
 from typing import TYPE_CHECKING, Any, Final
 
@@ -37,6 +39,7 @@ if TYPE_CHECKING:
 VERSION: Final = str(_version)
 DEFAULT_SIGNATURE: Final = "serving_default"  # what the converters call the one of a model that has no other
 MAX_ELEMENTS: Final = 2**31 - 1  # LiteRT counts in C ints
+GRACE_SECONDS: Final = 3.0  # what comes later answers nobody: its caller has been told that there is no answer
 _POLL_SECONDS: Final = 0.05
 # XNNPACK, LiteRT's default delegate, keeps weights in an order of its own; the plain kernels use them as they lie.
 _RESOLVERS: Final = {
@@ -58,6 +61,9 @@ _DATATYPES: Final[dict[object, str]] = {
     np.float64: "FP64",
     np.bytes_: "BYTES",
 }
+
+
+logger = logging.getLogger("edgeseal.serve")
 
 
 class LiteRtEngine:
@@ -82,9 +88,10 @@ class LiteRtEngine:
             raise FormatError(f"LiteRT does not load {path.name}: {_reason(e)}") from e
 
     def infer(self, inputs: Tensors, wanted: Sequence[str], stop: Stop | None = None) -> dict[str, Array]:
-        """Run the model once, when its turn comes; `stop` ends the waiting, not what LiteRT has begun.
+        """Run the model once, when its turn comes; `stop` ends the waiting.
 
-        Raises FormatError naming the input that LiteRT cannot take, MemoryError, TimeoutError.
+        LiteRT's interpreter cannot be interrupted: what goes on after `stop` is ended with its process
+        (`_Overdue`). Raises FormatError naming the input that LiteRT cannot take, MemoryError, TimeoutError.
         """
         for signature in self.inputs:
             _check_shape(signature, np.shape(inputs[signature.name]) if signature.name in inputs else None)
@@ -92,13 +99,49 @@ class LiteRtEngine:
             _check_stop(stop)
         try:
             _check_stop(stop)
-            found = self._graph.run(inputs)
+            with _Overdue(stop):
+                found = self._graph.run(inputs)
         except (ValueError, RuntimeError, TypeError) as e:
             _check_memory(e)
             raise FormatError(f"the model does not run on these inputs: {_reason(e)}") from e
         finally:
             self._turn.release()
         return {name: _strings(found[name]) for name in wanted}
+
+
+class _Overdue:
+    """Ends this process when an inference goes on for `GRACE_SECONDS` after it was stopped.
+
+    It would keep its model's turn, a thread and its cores for ever. edgeseal-serve starts its worker again at once and
+    counts a crash, which is what gives a release back within its watch; connections wait in the socket's queue.
+    """
+
+    def __init__(self, stop: Stop | None) -> None:
+        self._lock = threading.Lock()
+        self._done = stop is None
+        self._timer = threading.Timer(GRACE_SECONDS, _end_process)
+        self._timer.daemon = True
+        if stop is not None:
+            stop.on(self._begin)
+
+    def __enter__(self) -> None:
+        pass
+
+    def __exit__(self, *_: object) -> None:
+        with self._lock:
+            self._done = True
+            self._timer.cancel()
+
+    def _begin(self) -> None:
+        with self._lock:
+            if not self._done:
+                self._done = True
+                self._timer.start()
+
+
+def _end_process() -> None:
+    logger.error("LiteRT goes on with an inference that was ended %.0f s ago: this process ends", GRACE_SECONDS)
+    os._exit(os.EX_SOFTWARE)
 
 
 class _MainGraph:
