@@ -34,7 +34,16 @@ def write_atomic(path: Path, data: bytes, *, mode: int = 0o600) -> None:
 
     Raises OSError; the old file is then untouched and no temporary file remains.
     """
-    temporary = path.with_name(TEMPORARY_PREFIX + path.name)
+    write_whole(path, data, mode=mode)
+    fsync_directory(path.parent)
+
+
+def write_whole(path: Path, data: bytes | bytearray | memoryview, *, mode: int = 0o600, writer: str = "") -> None:
+    """As `write_atomic`, but the new name is not durable before its directory is flushed (`fsync_directory`).
+
+    `writer` tells apart those who may write the same path at once.
+    """
+    temporary = path.with_name(f"{TEMPORARY_PREFIX}{writer}{path.name}")
     try:
         with open(os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, mode), "wb") as f:
             f.write(data)
@@ -44,7 +53,6 @@ def write_atomic(path: Path, data: bytes, *, mode: int = 0o600) -> None:
     except BaseException:
         temporary.unlink(missing_ok=True)
         raise
-    fsync_directory(path.parent)
 
 
 def sweep(directory: Path) -> None:

@@ -19,7 +19,7 @@ import shutil
 import threading
 from typing import TYPE_CHECKING, Final, Literal, TypeAlias
 
-from edgeseal.durable import TEMPORARY_PREFIX, fsync_directory
+from edgeseal.durable import TEMPORARY_PREFIX, fsync_directory, write_whole
 from edgeseal.errors import IntegrityError, NoSpaceError
 
 if TYPE_CHECKING:
@@ -93,7 +93,7 @@ class ObjectStore:
         path = self.path(kind, sha256)
         try:
             self._make(path.parent)
-            _write(path, data)
+            write_whole(path, data, writer=f"{threading.get_native_id()}-")
         except OSError as e:
             if e.errno in _FULL:
                 raise NoSpaceError(
@@ -188,20 +188,6 @@ class ObjectStore:
     @staticmethod
     def _part(path: Path) -> Path:
         return path.with_name(path.name + _PART)
-
-
-def _write(path: Path, data: bytes | bytearray | memoryview) -> None:
-    """Give `path` its flushed content whole or not at all; the name itself is flushed later."""
-    temporary = path.with_name(f"{TEMPORARY_PREFIX}{threading.get_native_id()}-{path.name}")
-    try:
-        with open(os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_CLOEXEC, 0o600), "wb") as f:
-            f.write(data)
-            f.flush()
-            os.fsync(f.fileno())
-        temporary.replace(path)
-    except BaseException:
-        temporary.unlink(missing_ok=True)
-        raise
 
 
 @contextlib.contextmanager

@@ -17,7 +17,7 @@ from urllib.parse import urlsplit
 
 import pytest
 from tests.unit import fleet_world
-from tests.unit.fleet_world import STARTED, Card, Server, World, check_in, enrol
+from tests.unit.fleet_world import Card, Server, World, answering, check_in, enrol
 
 from edgeseal.errors import NoSpaceError, TemporaryError
 from edgeseal.session.messages import Status
@@ -72,12 +72,7 @@ def server(world: World, tmp_path: Path) -> Iterator[Server]:
     command = [*UNSHARE, "sh", "-c", run, str(world.data.path), str(place), *program]
     with log.open("wb") as out, subprocess.Popen(command, stdout=out, stderr=out) as process:
         try:
-            ends = time.monotonic() + STARTED
-            while not ready.exists():
-                assert process.poll() is None, log.read_text()
-                assert time.monotonic() < ends, log.read_text()
-                time.sleep(0.02)
-            yield Server(process, ready.read_text().strip(), log)
+            yield answering(process, ready, log)
         finally:
             process.kill()
 

@@ -172,6 +172,16 @@ def run(*arguments: str) -> subprocess.CompletedProcess[str]:
     return subprocess.run(command, capture_output=True, text=True, timeout=60, check=False)
 
 
+def answering(process: subprocess.Popen[bytes], ready: Path, log: Path) -> Server:
+    """Wait until a server that was just started answers, and return it."""
+    ends = time.monotonic() + STARTED
+    while not ready.exists():
+        assert process.poll() is None, log.read_text()
+        assert time.monotonic() < ends, log.read_text()
+        time.sleep(0.02)
+    return Server(process, ready.read_text().strip(), log)
+
+
 @contextlib.contextmanager
 def serving(data: Path, *more: str) -> Iterator[Server]:
     """Start a server on a free port, with more options; kill it at the end of the block if it still runs."""
@@ -182,12 +192,7 @@ def serving(data: Path, *more: str) -> Iterator[Server]:
     with log.open("ab") as out:
         process = subprocess.Popen(command, stdout=out, stderr=out)
     try:
-        ends = time.monotonic() + STARTED
-        while not ready.exists():
-            assert process.poll() is None, log.read_text()
-            assert time.monotonic() < ends, log.read_text()
-            time.sleep(0.02)
-        yield Server(process, ready.read_text().strip(), log)
+        yield answering(process, ready, log)
     finally:
         if process.poll() is None:
             process.kill()
