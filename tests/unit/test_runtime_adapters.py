@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-import json
 import os
+import shutil
 import signal
 import sys
 from pathlib import Path
@@ -79,81 +79,6 @@ def test_rollback_to_itself_keeps_it(models: ModelRepository) -> None:
     assert models.current("m") == 1
 
 
-# A command -----------------------------------------------------------------------------------------------------------
-
-_RECORDS = """import sys, os
-open(LOG, 'a').write(sys.stdin.read() + '\\n')
-open(LOG + '.env', 'w').write(repr(dict(os.environ)))"""
-
-
-def test_a_command_is_told_every_step(models: ModelRepository, tmp_path: Path) -> None:
-    log = tmp_path / "log"
-    command = [_program(tmp_path / "program", _RECORDS.replace("LOG", repr(str(log))))]
-    adapter = make_adapter("exec", repository=models, command=command, probe=False)
-    _steps(adapter, _candidate(models, 1), "prepare", "activate", "commit")
-    _steps(adapter, _candidate(models, 2), "activate", "rollback")
-    told = [json.loads(line) for line in log.read_text().splitlines()]
-    assert [(t["step"], t["release"], t["previous"]) for t in told] == [
-        ("prepare", 1, None),
-        ("activate", 1, None),
-        ("commit", 1, None),
-        ("activate", 2, 1),
-        ("rollback", 2, 1),
-    ]
-    assert told[1]["directory"] == str(models.root / "m" / "1")
-    assert told[1]["current"] == str(models.root / "m" / "current")
-
-
-def test_a_command_gets_nothing_of_the_agents_environment(
-    models: ModelRepository, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setenv("CREDENTIALS_DIRECTORY", "/run/credentials/edgeseal")
-    log = tmp_path / "log"
-    command = [_program(tmp_path / "program", _RECORDS.replace("LOG", repr(str(log))))]
-    make_adapter("exec", repository=models, command=command, probe=False).prepare(_candidate(models, 1))
-    assert "CREDENTIALS" not in (tmp_path / "log.env").read_text()
-
-
-@pytest.mark.parametrize(
-    ("code", "reason"),
-    [
-        ("import sys; sys.exit('the line is running')", "ended with exit code 1 at step activate: the line is running"),
-        ("import os; os.kill(os.getpid(), 9)", "exit code -9 at step activate: no output"),
-        (
-            "import time; print(1, flush=True); time.sleep(300)",
-            "exit code 124 at step activate: did not end within 1 s",
-        ),
-    ],
-)
-def test_a_command_that_fails(
-    models: ModelRepository, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, code: str, reason: str
-) -> None:
-    monkeypatch.setattr(adapters, "COMMAND_SECONDS", 1.0)
-    adapter = make_adapter("exec", repository=models, command=[_program(tmp_path / "program", code)], probe=False)
-    with pytest.raises(ActivationError) as caught:
-        adapter.activate(_candidate(models, 1))
-    assert reason in caught.value.message
-    assert caught.value.exit_code == 5
-
-
-def test_a_command_that_is_not_there(models: ModelRepository) -> None:
-    adapter = make_adapter("exec", repository=models, command=["/no/such/program"], probe=False)
-    with pytest.raises(ActivationError, match="cannot be started: No such file"):
-        adapter.prepare(_candidate(models, 1))
-
-
-def test_a_rollback_whose_command_fails_leaves_the_link_right(models: ModelRepository, tmp_path: Path) -> None:
-    make_adapter("none", repository=models, probe=False).activate(_candidate(models, 1))
-    adapter = make_adapter(
-        "exec", repository=models, command=[_program(tmp_path / "p", "import sys; sys.exit(1)")], probe=False
-    )
-    candidate = _candidate(models, 2)
-    for step in ("activate", "rollback"):
-        with pytest.raises(ActivationError):
-            _steps(adapter, candidate, step)
-    assert models.current("m") == 1
-
-
 @pytest.mark.parametrize(
     ("kind", "more", "key"),
     [("exec", {}, "runtime.command"), ("systemd", {}, "runtime.unit"), ("systemd", {"unit": "--now"}, "runtime.unit")],
@@ -185,7 +110,8 @@ def test_a_unit_is_reloaded_after_the_switch(
     adapter = make_adapter("systemd", repository=models, unit="triton.service", probe=False)
     _steps(adapter, _candidate(models, 1), "prepare", "activate", "commit")
     _steps(adapter, _candidate(models, 2), "activate", "rollback")
-    assert log.read_text().splitlines() == [f"reload-or-restart triton.service {n}" for n in (1, 2, 1)]
+    asked = [f"--no-ask-password reload-or-restart triton.service {n}" for n in (1, 2, 1)]
+    assert log.read_text().splitlines() == asked
 
 
 def test_a_unit_that_does_not_start(models: ModelRepository, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -193,7 +119,76 @@ def test_a_unit_that_does_not_start(models: ModelRepository, tmp_path: Path, mon
     adapter = make_adapter("systemd", repository=models, unit="x.service", probe=False)
     with pytest.raises(ActivationError, match=r"Unit x.service not found\.") as caught:
         adapter.activate(_candidate(models, 1))
-    assert caught.value.hint == "journalctl -u x.service"
+    assert (caught.value.hint or "").startswith("journalctl -u x.service")
+
+
+@pytest.mark.parametrize(
+    ("shown", "serving", "failed", "crashes"),
+    [
+        ("ActiveState=active\nNRestarts=0", True, "", 0),
+        ("ActiveState=reloading\nNRestarts=3", True, "", 3),
+        ("ActiveState=activating\nNRestarts=4", False, "", 4),
+        ("ActiveState=inactive\nNRestarts=", False, "", 0),
+        ("ActiveState=failed\nNRestarts=5", False, "the unit has failed", 5),
+        ("NRestarts=x\nActiveState=active", True, "", 0),
+    ],
+)
+def test_how_a_unit_does(
+    models: ModelRepository,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    shown: str,
+    serving: bool,
+    failed: str,
+    crashes: int,
+) -> None:
+    _systemctl(
+        tmp_path,
+        monkeypatch,
+        "import sys\nassert sys.argv[1:] == ['show', '--property=ActiveState,NRestarts', 'x.service']\n"
+        f"print({shown!r})",
+    )
+    health = make_adapter("systemd", repository=models, unit="x.service", probe=False).health("m", 1)
+    assert health is not None
+    assert (health.serving, health.failed, health.crashes) == (serving, failed, crashes)
+
+
+@pytest.mark.parametrize("code", ["", "print('what?')", "import sys; print('ActiveState=active'); sys.exit(1)"])
+def test_a_systemctl_that_says_nothing_useful_is_nobody_to_ask(
+    models: ModelRepository, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, code: str
+) -> None:
+    _systemctl(tmp_path, monkeypatch, code)
+    assert make_adapter("systemd", repository=models, unit="x.service", probe=False).health("m", 1) is None
+
+
+def test_a_systemctl_that_hangs_is_ended(
+    models: ModelRepository, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(adapters, "COMMAND_SECONDS", 1.0)
+    _systemctl(tmp_path, monkeypatch, "import time; time.sleep(300)")
+    adapter = make_adapter("systemd", repository=models, unit="x.service", probe=False)
+    with pytest.raises(ActivationError, match=r"exit code 124: did not end within 1 s"):
+        adapter.activate(_candidate(models, 1))
+    assert adapter.health("m", 1) is None
+
+
+def test_the_real_systemctl_where_there_is_no_such_unit(models: ModelRepository) -> None:
+    """Whatever systemd does here, running or not: a unit that nobody has is an error with systemctl's own words."""
+    if shutil.which("systemctl") is None:
+        pytest.skip("needs systemctl (apt-get install systemd)")
+    adapter = make_adapter("systemd", repository=models, unit="edgeseal-nobody-has-this.service", probe=False)
+    with pytest.raises(ActivationError, match=r"edgeseal-nobody-has-this\.service ended with exit"):
+        adapter.activate(_candidate(models, 1))
+    health = adapter.health("m", 1)
+    assert health is None or not health.serving
+
+
+def test_without_any_systemctl(models: ModelRepository, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("PATH", str(tmp_path))
+    adapter = make_adapter("systemd", repository=models, unit="x.service", probe=False)
+    with pytest.raises(ActivationError, match="exit code 127: cannot be started"):
+        adapter.activate(_candidate(models, 1))
+    assert adapter.health("m", 1) is None
 
 
 # Running a program ---------------------------------------------------------------------------------------------------

@@ -2,14 +2,13 @@
 
 serve     nobody: edgeseal-serve watches the link, and says in its status file how the release does
 none      nobody: the owner's runtime watches the link, or is restarted by other means
-exec      a command of the owner's, with JSON on standard input; its exit code decides
+exec      a command of the owner's, with JSON on standard input; its exit code decides (adapter_exec)
 systemd   a unit is reloaded, or restarted if it cannot reload; it must stay up
 oip-http  a server with the Open Inference Protocol's repository extension (adapter_oip)
 """
 
 from __future__ import annotations
 
-import json
 import os
 import time
 from typing import TYPE_CHECKING, Any, Final
@@ -21,7 +20,7 @@ from edgeseal.runtime.counters import BUCKETS
 from edgeseal.runtime.probe import Limits, probe
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping, Sequence
+    from collections.abc import Mapping
     from pathlib import Path
 
     from edgeseal.runtime.repository import ModelRepository
@@ -116,52 +115,6 @@ def _at_least(quantile_ms: float) -> float:
     return below[-1] if below else 0.0
 
 
-class Exec(Link):
-    """Runs a command for every step."""
-
-    def __init__(self, repository: ModelRepository, limits: Limits | None, command: Sequence[str]) -> None:
-        """Take the command as a list of words.
-
-        Raises UsageError if it is empty.
-        """
-        super().__init__("exec", repository, limits)
-        if not command:
-            raise UsageError("runtime.adapter is 'exec', but runtime.command is empty")
-        self._command = list(command)
-
-    def prepare(self, candidate: Candidate) -> None:
-        """Ask the command whether it could run such a model."""
-        self._tell("prepare", candidate)
-
-    def activate(self, candidate: Candidate) -> None:
-        """Switch, then tell the command; it must have taken the model over when it returns."""
-        super().activate(candidate)
-        self._tell("activate", candidate)
-
-    def commit(self, candidate: Candidate) -> None:
-        """Tell the command, then remove other releases."""
-        self._tell("commit", candidate)
-        super().commit(candidate)
-
-    def rollback(self, candidate: Candidate) -> None:
-        """Switch back, then tell the command."""
-        super().rollback(candidate)
-        self._tell("rollback", candidate)
-
-    def _tell(self, step: str, candidate: Candidate) -> None:
-        about = {
-            "step": step,
-            "model": candidate.model,
-            "release": candidate.release,
-            "previous": candidate.previous,
-            "directory": str(candidate.directory),
-            "current": str(candidate.directory.parent / "current"),
-        }
-        code, said = run_quietly(self._command, stdin=json.dumps(about).encode(), timeout=COMMAND_SECONDS)
-        if code:
-            raise ActivationError(f"runtime.command ended with exit code {code} at step {step}: {said or 'no output'}")
-
-
 class Systemd(Link):
     """Reloads a unit after the switch."""
 
@@ -202,29 +155,36 @@ class Systemd(Link):
         self._reload()
 
     def _reload(self) -> None:
-        code, said = run_quietly(["systemctl", "reload-or-restart", self._unit], timeout=COMMAND_SECONDS)
+        words = ["systemctl", "--no-ask-password", "reload-or-restart", self._unit]
+        code, said = run_quietly(words, timeout=COMMAND_SECONDS)
         if code:
             raise ActivationError(
                 f"systemctl reload-or-restart {self._unit} ended with exit code {code}: {said or 'no output'}",
-                hint=f"journalctl -u {self._unit}",
+                hint=f"journalctl -u {self._unit}; a polkit rule must let the agent's user do it",
             )
 
 
 def run_quietly(words: list[str], *, stdin: bytes = b"", timeout: float) -> tuple[int, str]:
-    """Run a command of the owner's; return exit code and the end of what it said.
+    """Run a command of the owner's; return exit code and the end of what it said (124: it was too slow, 127: absent).
 
     A command that hangs is killed, with all it started, and counts as failed. A daemon that it starts must have an
     output of its own: ours is closed when the command ends.
     """
     try:
-        ended = child.run(words, stdin=stdin, seconds=timeout, environment=_environment(), kill_group=False)
+        ended = child.run(words, stdin=stdin, seconds=timeout, environment=environment(), kill_group=False)
     except OSError as e:
         return 127, f"cannot be started: {e.strerror}"
     if ended.timed_out:
         return 124, f"did not end within {timeout:.0f} s"
-    return ended.code, (ended.stderr or ended.stdout).decode("utf-8", "replace").strip()[-300:]
+    return ended.code, printable(ended.stderr or ended.stdout)
 
 
-def _environment() -> dict[str, str]:
+def printable(output: bytes) -> str:
+    """Return the end of what a program said, as one can put it into a message: no control characters, no escapes."""
+    text = output.decode("utf-8", "replace")
+    return "".join(c if c.isprintable() or c == "\n" else "?" for c in text).strip()[-300:]
+
+
+def environment() -> dict[str, str]:
     """Nothing of the agent's own environment but the path: it may hold credentials' places."""
     return {"PATH": os.environ.get("PATH", "/usr/sbin:/usr/bin:/sbin:/bin"), "LANG": "C.UTF-8"}

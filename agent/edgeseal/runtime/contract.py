@@ -69,7 +69,7 @@ class Adapter(Protocol):
     name: str
 
     def prepare(self, candidate: Candidate) -> None:
-        """Raise IncompatibleError if this device's runtime cannot run such a model at all."""
+        """Raise IncompatibleError if this device's runtime cannot run such a model, TemporaryError if it cannot now."""
 
     def probe(self, candidate: Candidate) -> Mapping[str, Any] | None:
         """Return what the probe measured (probe_worker.examine), None where it is switched off.
@@ -108,12 +108,13 @@ def make_adapter(  # noqa: PLR0913 - what the configuration's section has
     Raises UsageError for one whose settings are incomplete.
     """
     from edgeseal.runtime import adapters
+    from edgeseal.runtime.adapter_exec import Exec
     from edgeseal.runtime.adapter_oip import OipHttp
     from edgeseal.runtime.probe import Limits
 
     limits = Limits(seconds=probe_seconds, memory_mb=probe_memory_mb, threads=threads) if probe else None
     if kind == "exec":
-        return adapters.Exec(repository, limits, command)
+        return Exec(repository, limits, command)
     if kind == "systemd":
         return adapters.Systemd(repository, limits, unit)
     if kind == "oip-http":
