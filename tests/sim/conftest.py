@@ -65,3 +65,10 @@ def strace() -> None:
         _missing("needs strace (apt-get install strace)")
     if subprocess.run(["strace", "-qq", "-e", "trace=none", "true"], capture_output=True, check=False).returncode:
         _missing("strace is not allowed to trace here (ptrace)")
+
+
+@pytest.fixture(scope="session")
+def tmux() -> None:
+    """A real terminal on which screens are looked at."""
+    if shutil.which("tmux") is None:
+        _missing("needs tmux (apt-get install tmux)")
