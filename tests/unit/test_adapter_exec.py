@@ -154,7 +154,8 @@ def test_a_commit_that_fails_keeps_what_rollback_needs(models: ModelRepository, 
 _SAYS = """import json, sys
 asked = json.load(sys.stdin)
 if asked["step"] == "health":
-    print(json.dumps({"serving": asked["release"] == 2, "requests": 40, "errors": 30, "median_ms": 1.5}))"""
+    second = asked["release"] == 2
+    print(json.dumps({"serving": second, "requests": 40, "errors": 30 * second, "median_ms": 1.5}))"""
 
 
 def test_a_command_may_say_how_a_release_does(models: ModelRepository, tmp_path: Path) -> None:
