@@ -154,6 +154,18 @@ def test_any_bytes_give_only_short_printable_lines(data: bytes, places: list[int
     assert made.refused + len(found) <= data.count(b"\n") + data.count(b"\r") + 1
 
 
+def test_what_was_left_out_and_the_end_are_said_once() -> None:
+    with piped() as (made, here):
+        os.write(here, b"\xff\n")
+        assert made.read() == []
+        assert "no serial number" in made.complaint()
+        assert made.complaint() == ""
+        os.close(here)
+        assert made.read() == []
+        assert "ended" in made.complaint()
+        assert made.complaint() == ""
+
+
 # Where standard input is something else ---------------------------------------------------------------------------
 
 

@@ -157,13 +157,17 @@ class Hall:
             if not text:
                 for lane in failed:
                     lane.retry()
-                self._audience.said("trying again what failed")
+                if failed:
+                    self._audience.said("trying again what failed")
                 continue
             self._work.scanned.add(text.casefold())
             for lane in failed:
                 if lane.serial.casefold() == text.casefold():
                     lane.retry()
             self._audience.said(f"scanned {text}")
+        complaint = self._scanner.complaint()
+        if complaint and (self._scanner.is_open or self._work.scan):
+            self._audience.said(complaint)
 
     def _tell_changes(self) -> None:
         for lane, _ in self._places.values():

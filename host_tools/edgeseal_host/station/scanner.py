@@ -33,6 +33,8 @@ class Scanner:
         self._too_long = False
         self.is_open = True
         self.refused = 0
+        self._told = 0
+        self._told_end = False
 
     def fileno(self) -> int:
         """Descriptor, for select."""
@@ -60,6 +62,16 @@ class Scanner:
                 found.append(text)
         self._keep(rest)
         return found
+
+    def complaint(self) -> str:
+        """Return, once, what a person should know: a line was left out, or nothing more can come."""
+        refused, self._told = self.refused - self._told, self.refused
+        if refused:
+            return "what was scanned is no serial number: too long, or not text; scan it again"
+        if not self.is_open and not self._told_end:
+            self._told_end = True
+            return "standard input has ended: nothing can be scanned any more"
+        return ""
 
     def _without_half_an_end(self, data: bytes) -> bytes:
         """Drop the LF of a CR LF that came in two pieces: it would be the Enter key alone."""
