@@ -373,7 +373,6 @@ def test_an_initializer_that_declares_more_than_it_has(tmp_path: Path) -> None:
         (_vectors([0] * 4, [1] * 4, atol=float("inf")), "accepts everything"),
         ({"v": 1, "cases": []}, "acceptance vectors"),
         ({"v": 1, "cases": [{"inputs": {"x": _tensor([0] * 4)}, "outputs": {}}]}, "accepts everything"),
-        ({"v": 2, "cases": [{"inputs": {}, "outputs": {}}]}, "version 2"),
         (_vectors([0] * 4, [float("nan")] * 4), "nothing can be held against them"),
         (_vectors([0] * 4, [1] * 4, atol=-1.0), "acceptance vectors"),
         (_vectors([0] * 4, [1] * 4, unknown=1), "acceptance vectors"),
@@ -384,6 +383,12 @@ def test_an_initializer_that_declares_more_than_it_has(tmp_path: Path) -> None:
 )
 def test_vectors_that_prove_nothing(good: Path, tests: object, reason: str) -> None:
     assert reason in _refused(good, tests=tests)
+
+
+def test_vectors_of_a_newer_version_ask_for_an_update(good: Path) -> None:
+    with pytest.raises(IncompatibleError, match="version 2") as caught:
+        probe(_candidate(good, tests={"v": 2, "cases": "in another shape"}), LIMITS)
+    assert "update edgeseal" in (caught.value.hint or "")
 
 
 # The process ---------------------------------------------------------------------------------------------------------
