@@ -118,9 +118,13 @@ def _problem(error: Exception, path: str, baud: int) -> Problem:
 def _how_to_get_in(path: str) -> str:
     """Name the group that owns the port: `dialout` on Debian, `uucp` elsewhere."""
     try:
-        group, user = grp.getgrgid(os.stat(path).st_gid).gr_name, getpass.getuser()
+        group, user = _group_of(path), getpass.getuser()
     except (KeyError, OSError):
         return "ask whoever looks after this computer for the group that may use serial ports"
     if group == "root":
         return f"only root may use {path}: ask whoever looks after this computer"
     return f"sudo usermod -aG {group} {user}; then log out and in again"
+
+
+def _group_of(path: str) -> str:
+    return grp.getgrgid(os.stat(path).st_gid).gr_name
