@@ -16,7 +16,7 @@ from ai_edge_litert.interpreter import Interpreter
 from tests.unit import onnx_models, tflite_models
 
 from edgeseal.errors import FormatError, IncompatibleError
-from edgeseal.runtime import engine, engine_settings
+from edgeseal.runtime import engine, engine_litert, engine_settings
 from edgeseal.runtime.engine import Signature, Stop
 
 if TYPE_CHECKING:
@@ -155,6 +155,27 @@ def test_inputs_that_do_not_fit_are_named(tmp_path: Path, inputs: dict[str, Any]
     with pytest.raises(FormatError, match=reason):
         found.infer(inputs, ["y"])
     assert np.array_equal(found.infer({"x": X}, ["y"])["y"], X)
+
+
+def test_what_litert_remembers_of_failures_does_not_grow_without_end(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    model = tflite_models.Model()
+    graph = model.graph()
+    size, y = graph.tensor("n", [1], tflite_models.INT32), graph.tensor("y", [-1])
+    graph.operator("BROADCAST_TO", [graph.constant("one", np.ones(1, np.float32)), size], [y], version=2)
+    graph.ends([size], [y])
+    model.sign(graph)
+    found: Any = load(model, tmp_path)
+    monkeypatch.setattr(engine_litert, "_MAX_SAID", 1000)
+    lengths = []
+    for _ in range(40):
+        with pytest.raises(FormatError, match=r"failed to invoke\.$") as caught:
+            found.infer({"n": np.array([-5], np.int32)}, ["y"])
+        lengths.append(len(str(caught.value.__cause__)))
+    assert lengths[1] > lengths[0], "LiteRT no longer repeats itself: this test and what it tests can go"
+    assert max(lengths) < 2000
+    assert found.infer({"n": np.array([3], np.int32)}, ["y"])["y"].tolist() == [1, 1, 1]
 
 
 def test_who_waits_behind_an_endless_inference_can_be_stopped(tmp_path: Path) -> None:

@@ -8,6 +8,7 @@ Not here: LiteRT's CompiledModel, which loads accelerators from directories it i
 
 from __future__ import annotations
 
+import functools
 import logging
 import os
 import threading
@@ -41,6 +42,8 @@ DEFAULT_SIGNATURE: Final = "serving_default"  # what the converters call the one
 MAX_ELEMENTS: Final = 2**31 - 1  # LiteRT counts in C ints
 GRACE_SECONDS: Final = 3.0  # what comes later answers nobody: its caller has been told that there is no answer
 _POLL_SECONDS: Final = 0.05
+_MAX_SAID: Final = 2**16  # an interpreter's messages hold all that it has ever complained of: then a fresh one is made
+_SHOWN: Final = 300
 # XNNPACK, LiteRT's default delegate, keeps weights in an order of its own; the plain kernels use them as they lie.
 _RESOLVERS: Final = {
     "xnnpack": OpResolverType.BUILTIN,
@@ -77,15 +80,21 @@ class LiteRtEngine:
         available = ["cpu"] if settings.prepack is False and not settings.providers else list(_RESOLVERS)
         resolver = _RESOLVERS[settings.provider_here(available)]
         self._turn = threading.Lock()
+        self._interpreter = functools.partial(
+            Interpreter, model_path=str(path), num_threads=threads, experimental_op_resolver_type=resolver
+        )
         try:
-            interpreter = Interpreter(model_path=str(path), num_threads=threads, experimental_op_resolver_type=resolver)
-            interpreter.allocate_tensors()
-            self._graph = _graph(interpreter)
-            self.inputs = [_signature(name, found) for name, found in self._graph.inputs.items()]
-            self.outputs = [_signature(name, found) for name, found in self._graph.outputs.items()]
+            self._open()
         except (ValueError, RuntimeError) as e:
             _check_memory(e)
             raise FormatError(f"LiteRT does not load {path.name}: {_reason(e)}") from e
+
+    def _open(self) -> None:
+        interpreter = self._interpreter()
+        interpreter.allocate_tensors()
+        self._graph = _graph(interpreter)
+        self.inputs = [_signature(name, found) for name, found in self._graph.inputs.items()]
+        self.outputs = [_signature(name, found) for name, found in self._graph.outputs.items()]
 
     def infer(self, inputs: Tensors, wanted: Sequence[str], stop: Stop | None = None) -> dict[str, Array]:
         """Run the model once, when its turn comes; `stop` ends the waiting.
@@ -102,6 +111,8 @@ class LiteRtEngine:
             with _Overdue(stop):
                 found = self._graph.run(inputs)
         except (ValueError, RuntimeError, TypeError) as e:
+            if len(str(e)) > _MAX_SAID:
+                self._open()
             _check_memory(e)
             raise FormatError(f"the model does not run on these inputs: {_reason(e)}") from e
         finally:
@@ -234,12 +245,12 @@ def _check_stop(stop: Stop | None) -> None:
 
 
 def _check_memory(error: Exception) -> None:
-    """Raise MemoryError if that is what LiteRT means; only its message tells."""
-    if any(words in str(error) for words in ("bad_alloc", "Malloc to copy", "memory allocation")):
+    """Raise MemoryError if that is what LiteRT means: it fails without a word where tensors do not fit into memory."""
+    if "Malloc to copy" in str(error) or (isinstance(error, RuntimeError) and not str(error)):
         raise MemoryError from error
 
 
 def _reason(error: Exception) -> str:
-    """Return LiteRT's message in one line, without the paths of its source files."""
-    lines = [line.strip() for line in str(error).splitlines() if line.strip()]
-    return "; ".join(lines)[:300] or type(error).__name__
+    """Return the end of LiteRT's message, in one line: its beginning may be about what failed before."""
+    text = "; ".join(line.strip() for line in str(error).splitlines() if line.strip())
+    return text[-_SHOWN:] or type(error).__name__
