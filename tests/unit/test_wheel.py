@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import importlib.util
 import json
+import os
 import shutil
 import subprocess
 import sys
@@ -22,7 +23,7 @@ if TYPE_CHECKING:
 pytestmark = pytest.mark.unit
 ROOT = Path(__file__).parents[2]
 FIRMWARE = "edgeseal_firmware/qrng_stick/"
-INPUTS = ("pyproject.toml", "README.md", "LICENSE", "agent/edgeseal", "host_tools/edgeseal_host", "firmware/qrng_stick")
+INPUTS = ("pyproject.toml", "README.md", "LICENSE", "agent", "host_tools", "firmware/qrng_stick")
 
 
 def pip(*words: object) -> None:
@@ -63,7 +64,8 @@ def bin_directory(wheel: Path, tmp_path_factory: pytest.TempPathFactory) -> Iter
 
 def run(bin_directory: Path, *words: object) -> str:
     command = [str(bin_directory / str(words[0])), *map(str, words[1:])]
-    done = subprocess.run(command, capture_output=True, text=True, timeout=60, check=False, cwd="/")
+    environment = {name: value for name, value in os.environ.items() if name != "PYTHONPATH"}
+    done = subprocess.run(command, capture_output=True, text=True, timeout=60, check=False, cwd="/", env=environment)
     assert not done.returncode, done.stderr
     return done.stdout
 
@@ -71,7 +73,11 @@ def run(bin_directory: Path, *words: object) -> str:
 def test_wheel_has_the_three_packages_and_nothing_twice(wheel: Path) -> None:
     names = set(zipfile.ZipFile(wheel).namelist())
     tops = {name.split("/")[0] for name in names}
-    assert {t for t in tops if not t.endswith(".dist-info")} == {"edgeseal", "edgeseal_host", "edgeseal_firmware"}
+    assert {t for t in tops if not t.endswith((".dist-info", ".data"))} == {
+        "edgeseal",
+        "edgeseal_host",
+        "edgeseal_firmware",
+    }
     assert not {n for n in names if n.endswith((".pyc", ".mpy")) or "__pycache__" in n}
     firmware = {n.removeprefix(FIRMWARE) for n in names if n.startswith(FIRMWARE)}
     wanted = {str(p.relative_to(firmware_source())) for p in (firmware_source() / "qrng").glob("*.py*")}
@@ -87,6 +93,12 @@ def test_installed_wheel_is_not_the_checkout(bin_directory: Path) -> None:
     where = "import edgeseal, edgeseal_host; print(edgeseal.__file__); print(edgeseal_host.__file__)"
     for line in run(bin_directory, "python", "-c", where).splitlines():
         assert Path(line).is_relative_to(bin_directory.parent), line
+
+
+def test_units_and_rules_are_at_hand(bin_directory: Path) -> None:
+    there, here = bin_directory.parent / "share/edgeseal/system", ROOT / "agent/system"
+    assert {p.name: p.read_bytes() for p in there.iterdir()} == {p.name: p.read_bytes() for p in here.iterdir()}
+    assert len(list(there.glob("*.service"))) >= 3
 
 
 def test_firmware_built_from_the_wheel_is_the_checkouts(bin_directory: Path, tmp_path: Path) -> None:
