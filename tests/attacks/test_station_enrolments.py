@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 import msgspec
 import pytest
 from tests.unit import fleet_world
-from tests.unit.enrol_world import NOW, Records, other_signer, outcomes
+from tests.unit.enrol_world import NOW, PUBLIC, Records, other_signer, outcomes
 from tests.unit.fleet_world import Server, serving
 from tests.unit.publisher_world import ok, refused
 
@@ -21,6 +21,7 @@ from edgeseal.suite import PrivateKey
 from edgeseal_host.fleet import enrolling, imports, operations
 from edgeseal_host.fleet.client import FleetClient
 from edgeseal_host.fleet.data import DataDirectory
+from edgeseal_host.fleet.stations import TrustedStation
 from edgeseal_host.station import chain
 from edgeseal_host.station.enrolments import SignedRecord
 
@@ -347,3 +348,40 @@ def test_no_secret_is_in_a_carried_file(records: Records, tmp_path: Path) -> Non
         for secret in (grant.psk, grant.k_rng):
             for form in (secret, secret.hex().encode(), base64.b64encode(secret)):
                 assert form not in data
+
+
+# What a station is trusted for ---------------------------------------------------------------------------------------
+
+
+def test_station_brings_nobody_into_a_group_it_is_not_trusted_for(records: Records) -> None:
+    """A stolen station would else give its thief the models of every group."""
+    other = other_signer()
+    with records.world.data.open() as fleet:
+        station = TrustedStation("line 2", PUBLIC[other.pin])
+        fleet.stations.trust(station, groups=["presses", "presses 2"], now=NOW)
+    vip = Record.from_bytes(fresh(records, "vip-1"))
+    with pytest.raises(RefusedError, match="trusted for presses, presses 2, not for group ''"):
+        take(records, other.signed(_in_group(records, "vip-1", "")))
+    for group in ("vip", "press", "presses\n", "2"):
+        with pytest.raises(RefusedError, match="not for group"):
+            take(records, other.signed(_in_group(records, "vip-1", group)))
+    assert records.devices() == {}
+    assert take(records, other.signed(_in_group(records, "good-1", "presses 2"))) is True
+    assert take(records, records.signer.signed(vip.to_bytes())) is True, (
+        "negative control: no group was named for line 1"
+    )
+
+
+def _in_group(records: Records, name: str, group: str) -> bytes:
+    return altered(fresh(records, name, serial=name), group=group)
+
+
+def test_what_a_station_is_trusted_for_does_not_change_by_the_way(records: Records) -> None:
+    public = records.world.place / "keys" / "line-1.pub.json"
+    said = refused(3, "fleet", "trust-station", public, "--group", "presses", *records.data)
+    assert "is trusted for any group" in said
+    assert ok("fleet", "trust-station", public, "--group", "presses", "--again", *records.data)["new"] is True
+    assert "is trusted for presses" in refused(3, "fleet", "trust-station", public, *records.data)
+    refused(2, "fleet", "trust-station", public, "--group", "a\nb", "--again", *records.data)
+    (listed,) = ok("fleet", "stations", *records.data)["stations"]
+    assert listed["groups"] == ["presses"]

@@ -22,7 +22,7 @@ from edgeseal_host.fleet.data import DataDirectory
 FROM_0 = ("ALTER TABLE device ADD COLUMN report BLOB", "UPDATE device SET report = x'00' WHERE name = 'press-7'")
 TABLES_OF = {
     1: "3360b3c9bd940bc7b4173b6356440f6b0660ee0c0ccfff8cefe2a8b012aca54b",
-    2: "fa3d55a66e98e5439ca4f2b9f4e67a7ea5a8d32800f631fb334b06e3e6c1b517",
+    2: "b34a0d87ace4e8caae3db3a30d897cebd4b5bf2e108614fd071a25a71b9fbfe4",
 }  # SHA-256 of the statements that make the tables, by schema version
 
 

@@ -36,9 +36,17 @@ _FILE: Final = click.Path(path_type=Path, exists=True, dir_okay=False)
 @click.argument("public", metavar="PUBKEY", type=_FILE)
 @click.option("--id", "expected", metavar="HEX", help="The id that the station shows, to compare.")
 @click.option("--name", help="What to call it here; default: the name of its key.")
-@click.option("--again", is_flag=True, help="Also if it was distrusted before.")
+@click.option("--group", "groups", multiple=True, metavar="NAME", help="Only devices of this group. May be repeated.")
+@click.option("--again", is_flag=True, help="Also if it was distrusted before, or trusted for other groups.")
 @output.json_option
-def trust_station(data: Path, public: Path, expected: str | None, name: str | None, again: bool) -> None:  # noqa: FBT001 - click's flag
+def trust_station(
+    data: Path,
+    public: Path,
+    expected: str | None,
+    name: str | None,
+    groups: tuple[str, ...],
+    again: bool,  # noqa: FBT001 - click's flag
+) -> None:
     """Take records that a station has signed, from now on: PUBKEY is its NAME.pub.json.
 
     Compare the id with the one `edgeseal station status` shows over another channel: whatever device this station signs
@@ -53,10 +61,10 @@ def trust_station(data: Path, public: Path, expected: str | None, name: str | No
     directory = DataDirectory(data)
     directory.url()
     with directory.open() as fleet:
-        new = fleet.stations.trust(station, now=int(time.time()), again=again)
+        new = fleet.stations.trust(station, groups=groups, now=int(time.time()), again=again)
     done = "is trusted" if new else "was trusted before: nothing changed"
     output.emit(
-        {"id": station.id, "name": station.name, "pin": station.pin.hex(), "new": new},
+        {"id": station.id, "name": station.name, "pin": station.pin.hex(), "groups": list(groups), "new": new},
         f"station {station.name} {done}\n  id {station.id}   (the station must show the same: edgeseal station status)",
     )
 
@@ -103,13 +111,14 @@ def stations(data: Path) -> None:
     directory.url()
     with directory.open() as fleet:
         found = fleet.stations.listing()
-    columns = ("id", "name", "state", "since", "devices", "reason")
+    columns = ("id", "name", "state", "since", "groups", "devices", "reason")
     rows = [
         (
             s["id"],
             s["name"],
             "trusted" if s["distrusted_at"] is None else "distrusted",
             _day(s["trusted_at"] if s["distrusted_at"] is None else s["distrusted_at"]),
+            ", ".join(s["groups"]) or "any",
             s["devices"],
             s["reason"] or "",
         )

@@ -43,7 +43,7 @@ def enrol(
     Raises RefusedError for what is taken, NotAuthorisedError for a station that is not trusted.
     """
     if station_id is not None:
-        _check_station(connection, station_id)
+        _check_station(connection, station_id, record)
     if known(connection, record):
         return False
     key = PublicKey(record.suite, record.public)
@@ -92,11 +92,17 @@ def _same_device(connection: sa.Connection, vault: Vault, record: Record, key: P
     return False
 
 
-def _check_station(connection: sa.Connection, station_id: str) -> None:
+def _check_station(connection: sa.Connection, station_id: str, record: Record) -> None:
     """Look again inside the transaction: it may have been distrusted since its signature was checked."""
-    query = sa.select(station.c.id).where(station.c.id == station_id, station.c.distrusted_at.is_(None))
-    if connection.execute(query).first() is None:
+    query = sa.select(station.c.group_names).where(station.c.id == station_id, station.c.distrusted_at.is_(None))
+    groups = connection.execute(query).scalar()
+    if groups is None:
         raise NotAuthorisedError(f"station {station_id} is not trusted", hint="edgeseal fleet stations says why")
+    if groups and record.group not in groups.split("\n"):
+        raise RefusedError(
+            f"station {station_id} is trusted for {groups.replace(chr(10), ', ')}, not for group {record.group[:80]!r}",
+            hint="change the batch's group, or: edgeseal fleet trust-station --again with every --group it may use",
+        )
 
 
 def _check_serial(connection: sa.Connection, record: Record) -> None:

@@ -34,6 +34,7 @@ station = sa.Table(
     sa.Column("id", sa.String, primary_key=True),  # first 16 bytes of the pin, hex
     sa.Column("name", sa.String, nullable=False),
     sa.Column("public", sa.LargeBinary, nullable=False),
+    sa.Column("group_names", sa.String, nullable=False),  # its devices may join; one per line; empty means any
     sa.Column("trusted_at", sa.BigInteger, nullable=False),
     sa.Column("distrusted_at", sa.BigInteger),  # kept: whose records were taken must stay known
     sa.Column("reason", sa.String),

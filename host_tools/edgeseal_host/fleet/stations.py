@@ -18,6 +18,8 @@ from edgeseal.provisioning import pin
 from edgeseal_host.fleet.schema import device, station
 
 if TYPE_CHECKING:
+    from collections.abc import Sequence
+
     from edgeseal_host.fleet.registry import SqlRegistry
 
 ID_LENGTH: Final = 16
@@ -54,25 +56,23 @@ class Stations:
         """Keep them in the registry's database."""
         self._registry = registry
 
-    def trust(self, found: TrustedStation, *, now: int, again: bool = False) -> bool:
-        """Add a station; False if it is trusted already. `again` for one that was distrusted.
+    def trust(self, found: TrustedStation, *, groups: Sequence[str] = (), now: int, again: bool = False) -> bool:
+        """Add a station whose devices may join these groups (none named: any); False if that is so already.
 
-        Raises RefusedError for one that was distrusted, unless `again`.
+        `again` for one that was distrusted, or trusted for other groups: else RefusedError. UsageError for a group that
+        is none.
         """
+        values = {"group_names": _joined(groups), "trusted_at": now, "distrusted_at": None, "reason": None}
         with self._registry.durably() as connection:
             row = connection.execute(sa.select(station).where(station.c.id == found.id)).first()
             if row is None:
-                values = {"id": found.id, "name": found.name, "public": found.public, "trusted_at": now}
+                values |= {"id": found.id, "name": found.name, "public": found.public}
                 connection.execute(sa.insert(station).values(**values))
                 return True
-            if row.distrusted_at is None:
+            if row.distrusted_at is None and row.group_names == values["group_names"]:
                 return False
             if not again:
-                raise RefusedError(
-                    f"station {found.id} {_distrusted(row)}",
-                    hint="give the station a new key, or, if that was a mistake: --again",
-                )
-            values = {"trusted_at": now, "distrusted_at": None, "reason": None}
+                raise RefusedError(f"station {found.id} {_so_far(row)}", hint="is that to be changed? Then: --again")
             connection.execute(sa.update(station).where(station.c.id == found.id).values(**values))
             return True
 
@@ -95,9 +95,13 @@ class Stations:
         """Return id, name, times in Unix seconds, reason and number of devices of every station, oldest first."""
         devices = sa.select(sa.func.count()).where(device.c.station == station.c.id).scalar_subquery()
         columns = (station.c.id, station.c.name, station.c.trusted_at, station.c.distrusted_at, station.c.reason)
-        query = sa.select(*columns, devices.label("devices")).order_by(station.c.trusted_at, station.c.id)
+        query = sa.select(*columns, station.c.group_names, devices.label("devices"))
         with self._registry.read() as connection:
-            return [dict(row) for row in connection.execute(query).mappings()]
+            rows = connection.execute(query.order_by(station.c.trusted_at, station.c.id)).mappings().all()
+        return [
+            {**{k: v for k, v in r.items() if k != "group_names"}, "groups": r["group_names"].splitlines()}
+            for r in rows
+        ]
 
     def in_use(self) -> bool:
         """Whether a station was ever trusted: then a record needs one's signature, or an admin."""
@@ -118,7 +122,7 @@ class Stations:
             )
         if row.distrusted_at is not None:
             raise NotAuthorisedError(
-                f"station {row.id} {_distrusted(row)}", hint="devices it provisions join no more; look at the station"
+                f"station {row.id} {_so_far(row)}", hint="devices it provisions join no more; look at the station"
             )
         return TrustedStation(row.name, row.public)
 
@@ -128,6 +132,15 @@ def short(station_pin: bytes) -> str:
     return station_pin[:ID_LENGTH].hex()
 
 
-def _distrusted(row: Any) -> str:  # noqa: ANN401 - a row of `station`
-    day = f"{datetime.fromtimestamp(row.distrusted_at, UTC):%Y-%m-%d}"
-    return f"({row.name}) is distrusted since {day}: {row.reason}"
+def _joined(groups: Sequence[str]) -> str:
+    for group in groups:
+        if not group or not group.isprintable():
+            raise UsageError(f"{group[:80]!r} is no group's name", hint="as in the batch file: group = ...")
+    return "\n".join(sorted(set(groups)))
+
+
+def _so_far(row: Any) -> str:  # noqa: ANN401 - a row of `station`
+    if row.distrusted_at is not None:
+        day = f"{datetime.fromtimestamp(row.distrusted_at, UTC):%Y-%m-%d}"
+        return f"({row.name}) is distrusted since {day}: {row.reason}"
+    return f"({row.name}) is trusted for {', '.join(row.group_names.splitlines()) or 'any group'}"

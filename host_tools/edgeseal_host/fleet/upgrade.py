@@ -22,8 +22,8 @@ if TYPE_CHECKING:
 STEPS: Final[Mapping[int, Sequence[str]]] = {
     1: (
         """CREATE TABLE station (
-          id VARCHAR NOT NULL, name VARCHAR NOT NULL, public BLOB NOT NULL, trusted_at BIGINT NOT NULL,
-          distrusted_at BIGINT, reason VARCHAR, PRIMARY KEY (id))""",
+          id VARCHAR NOT NULL, name VARCHAR NOT NULL, public BLOB NOT NULL, group_names VARCHAR NOT NULL,
+          trusted_at BIGINT NOT NULL, distrusted_at BIGINT, reason VARCHAR, PRIMARY KEY (id))""",
         "ALTER TABLE device ADD COLUMN station VARCHAR REFERENCES station (id)",
         "ALTER TABLE device ADD COLUMN record BLOB",
         "CREATE INDEX ix_device_serial ON device (serial)",
