@@ -331,5 +331,12 @@ def _shown(value: object) -> str:
     if isinstance(value, list):
         return "\n".join(_shown(v) for v in value) or "none"
     if isinstance(value, dict):
-        return ", ".join(f"{k} {v}" for k, v in value.items()) or "none"
+        return ", ".join(f"{k} {_inline(v)}" for k, v in value.items()) or "none"
     return f"{value:,}" if type(value) is int else str(value)
+
+
+def _inline(value: object) -> str:
+    """Show a value within a value: engine (threads 2, providers xnnpack/cpu)."""
+    if isinstance(value, list):
+        return "/".join(map(_inline, value))
+    return f"({_shown(value)})" if isinstance(value, dict) else str(value)
