@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any, Literal
 
 import pytest
 from tests.unit import station_world
+from tests.unit.line_world import cut_after
 
 from edgeseal.errors import NoSpaceError
 from edgeseal.provisioning import Code, EntropyReport, Offer, Stage
@@ -372,6 +373,26 @@ def test_a_port_that_vanishes_in_the_dialogue_goes_on_when_it_is_back(bench: Ben
     assert bench.serve(device) is Phase.PASSED
     assert device.identities == 1
     assert [k for k in bench.kinds() if k != chain.FAILED] == KINDS
+
+
+def test_the_cable_is_pulled_at_every_few_bytes_of_a_dialogue(world: station_world.World) -> None:
+    """After each pull the same device goes on; journal and device agree, and never has one two identities."""
+    with world.journal() as journal:
+        whole = make(world, journal)
+        whole.serve(home(0))
+        total = sum(whole.link.bytes.values())
+        for number, count in enumerate(range(100, total, total // 40), start=1):
+            device = home(number)
+            pulled = make(world, journal, Link(mangle=cut_after(count)))
+            pulled.leave(device, 3)
+            pulled.lane.unplugged()
+            bench = make(world, journal)
+            assert bench.serve(device) in {Phase.PASSED, Phase.DONE}, (count, bench.why)
+            assert device.identity is not None
+            assert (device.identities, device.stage()) == (1, Stage.LOCKED)
+            known = [(e.kind, e.kid) for e in journal if e.serial == device.serial and e.kind in KINDS]
+            assert known == [(kind, device.identity[0].public.kid) for kind in KINDS], count
+    assert number >= 40
 
 
 def test_a_port_that_vanishes_while_nobody_talks_is_no_failure(bench: Bench) -> None:

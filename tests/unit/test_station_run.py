@@ -338,6 +338,26 @@ def test_ctrl_c_in_a_dialogue_names_the_device_and_the_next_run_finishes_it(worl
         assert device.home.identities == 1
 
 
+def test_whoever_reads_the_events_goes_away(world: station_world.World) -> None:
+    """`| head -1`: the run ends quietly, and its end is in the journal."""
+    master, slave = pty.openpty()
+    port = world.place / "ttyUSB0"
+    port.symlink_to(os.ttyname(slave))
+    process = command(*run_words(world, "--port", port, "--json"), cwd=world.place)
+    wait_for_line(process, ['"phase": "waiting"'])
+    assert process.stdout is not None
+    assert process.stderr is not None
+    process.stdout.close()
+    port.unlink()  # now there is something to say
+    assert process.wait(30) == 1
+    assert process.stderr.read() == ""
+    process.stderr.close()
+    for fd in (master, slave):
+        os.close(fd)
+    with world.journal() as journal:
+        assert journal.last(chain.ENDED) is not None
+
+
 # Ports ---------------------------------------------------------------------------------------------------------------
 
 

@@ -64,6 +64,12 @@ class _Line:
     help="A serial port, which may be plugged in later; repeat it for more. auto, the default: all on USB.",
 )
 @click.option(
+    "--without",
+    multiple=True,
+    metavar="PATH",
+    help="Leave this port alone where auto would take it: a noise source, a scanner. May be repeated.",
+)
+@click.option(
     "--batch", "file", type=click.Path(path_type=Path), metavar="FILE", help="What is wanted of every device (TOML)."
 )
 @click.option("--once", is_flag=True, help="One device for each port; end when all have their verdict.")
@@ -96,6 +102,7 @@ class _Line:
 def run(  # noqa: PLR0913, PLR0917 - what a run needs
     ctx: click.Context,
     names: tuple[str, ...],
+    without: tuple[str, ...],
     file: Path | None,
     once: bool,  # noqa: FBT001 - click's flag
     operator: str,
@@ -116,9 +123,10 @@ def run(  # noqa: PLR0913, PLR0917 - what a run needs
         if copies or keep is not None:
             raise UsageError("--copies and --keep are for --simulate")
         client = None if url is None and token_file is None else options.client(url, token_file, ca_file)
-        line = nullcontext(_real(station, names, file, passphrase_file, client, once=once))
+        find = ports.finder(names or (ports.AUTO,), without=without)
+        line = nullcontext(_real(station, names, find, file, passphrase_file, client, once=once))
     else:
-        if names or url is not None:
+        if names or without or url is not None:
             raise UsageError("simulated devices have no --port and go to no fleet server", hint="leave that out")
         line = _simulated(simulate, min(copies, simulate - 1), file, keep, baud=baud)
     with line as found:
@@ -129,6 +137,7 @@ def run(  # noqa: PLR0913, PLR0917 - what a run needs
 def _real(
     station: StationDirectory,
     names: tuple[str, ...],
+    find: Callable[[], Sequence[str]],
     file: Path | None,
     passphrase_file: Path | None,
     client: Client | None,
@@ -139,10 +148,11 @@ def _real(
     if file is None:
         raise UsageError("which devices? --batch FILE says so", hint=f"{station.batch_file} is an example")
     batch = batches.load(file)
-    wanted = names or (ports.AUTO,)
-    notes = ports.check(wanted, once=once)
+    notes = ports.check(names, once=once)
+    if not notes and not find():
+        notes = ["no serial port on USB yet: plug one in"]
     passphrase = options.passphrase_for(station.keys, key, passphrase_file)
-    return _Line(station, passphrase, batch, ports.finder(wanted), client, tuple(notes))
+    return _Line(station, passphrase, batch, find, client, tuple(notes))
 
 
 @contextmanager

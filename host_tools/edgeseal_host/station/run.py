@@ -8,11 +8,12 @@ from __future__ import annotations
 
 import signal
 import threading
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Final
 
 from edgeseal import __version__
+from edgeseal.errors import EdgesealError
 from edgeseal_host.station import chain
 from edgeseal_host.station.hall import Hall
 from edgeseal_host.station.lane import Phase
@@ -104,14 +105,21 @@ class Run:
         return outcome
 
     def _idle(self) -> None:
-        if self._uploader is not None:
+        """Let records go out. One that cannot be noted as sent is sent again by the next run: no reason to end this."""
+        if self._uploader is None:
+            return
+        try:
             self._uploader.step()
+        except (EdgesealError, OSError) as e:
+            self._audience.said(f"a record was sent, but not noted as sent: {e}")
 
     def _outcome(self) -> Outcome:
         unfinished = tuple(v for v in self.hall.views() if v.phase is Phase.TALKING)
         if self._uploader is None:
             return Outcome(self.hall.tally, unfinished)
-        self._uploader.close()
+        # Whoever does not want to wait for the network has the rest sent later; a full disk is no news here.
+        with suppress(KeyboardInterrupt, EdgesealError, OSError):
+            self._uploader.close()
         return Outcome(self.hall.tally, unfinished, self._uploader.refused, self._uploader.waiting)
 
 
