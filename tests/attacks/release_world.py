@@ -183,8 +183,18 @@ def _recorded(directory: Path) -> object:
     return accept.to_table(accept.record(place, cases, settings))
 
 
+def start_serve(made: World) -> Serve:
+    """Start edgeseal-serve beside the agent."""
+    return Serve(made.device.models, "--status-file", str(made.status_file), "--threads", "1")
+
+
 @contextmanager
-def world(directory: Path, releases: Mapping[int, tuple[Callable[[Path], None], Mapping[str, Any]]]) -> Iterator[World]:
+def world(
+    directory: Path,
+    releases: Mapping[int, tuple[Callable[[Path], None], Mapping[str, Any]]],
+    *,
+    start: Callable[[World], Serve] = start_serve,
+) -> Iterator[World]:
     """A device that serves release 1 under load; `releases` are listed, none is assigned yet."""
     place = Path(tempfile.mkdtemp(prefix="edgeseal-test-", dir="/dev/shm" if os.access("/dev/shm", os.W_OK) else None))
     fleet = Fleet.make(directory)
@@ -200,7 +210,7 @@ def world(directory: Path, releases: Mapping[int, tuple[Callable[[Path], None], 
             made.configure()
             device.enrol()
             assert made.update(GOOD) == []
-            made.serve = Serve(device.models, "--status-file", str(made.status_file), "--threads", "1")
+            made.serve = start(made)
             with _ended(made.serve), Load(made.serve.address) as load:
                 made.load = load
                 load.wait_for(lambda a: a.right, 3, "release 1 answers")
