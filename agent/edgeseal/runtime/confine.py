@@ -93,6 +93,7 @@ def files(readable: Iterable[Path]) -> Confined:
         for path in {*readable, *map(Path, _SYSTEM), *_python()}:
             _allow(ruleset, path, _READ_FILE | _READ_DIR)
         _allow(ruleset, Path("/proc/self"), _READ_FILE | _READ_DIR | _WRITE_FILE)
+        libc.prctl(_PR_SET_NO_NEW_PRIVS, 1, 0, 0, 0)  # what landlock_restrict_self(2) asks of all but root
         done = libc.syscall(_RESTRICT_SELF, ctypes.c_int(ruleset), ctypes.c_uint32(0)) == 0
     finally:
         os.close(ruleset)
