@@ -63,6 +63,37 @@ def test_an_open_sandbox_would_be_found(tmp_path: Path) -> None:
     assert done.returncode != 0
 
 
+def _allowed(unit: str) -> set[str]:
+    """Return the system calls that a unit's filter lets through, with systemd's groups opened up."""
+    words = {w for line in unit.splitlines() if line.startswith("SystemCallFilter=") for w in line[17:].split()}
+    while groups := {w for w in words if w.startswith("@")}:
+        done = run("systemd-analyze", "syscall-filter", *groups)
+        assert done.returncode == 0, done.stderr
+        members = {line.strip() for line in done.stdout.splitlines() if line.startswith("    ")}
+        words = (words - groups) | {m for m in members if not m.startswith("#")}
+    return words
+
+
+# What the agent and its probe worker need beyond any server: child.run, confine, durable writes.
+_NEEDED = {
+    *("pidfd_open", "memfd_create", "prctl", "prlimit64", "setrlimit", "unshare", "kill", "setsid"),
+    *("landlock_create_ruleset", "landlock_add_rule", "landlock_restrict_self"),
+    *("fsync", "fdatasync", "rename", "renameat2", "symlink", "chown", "chmod"),
+}
+
+
+def test_the_agents_filter_lets_through_what_its_probe_confines_itself_with() -> None:
+    assert _allowed((SYSTEM / UNITS[0]).read_text()) >= _NEEDED
+
+
+def test_a_filter_without_landlock_would_be_found() -> None:
+    lines = (SYSTEM / UNITS[0]).read_text().splitlines()
+    text = "\n".join(line for line in lines if "landlock" not in line)
+    if "landlock_add_rule" in _allowed(text):
+        pytest.skip("this systemd has Landlock in a group of @system-service")
+    assert not _allowed(text) >= _NEEDED
+
+
 @pytest.fixture
 def root(tmp_path: Path) -> Path:
     """An empty system with our files in it; making users and owners needs root."""
