@@ -161,6 +161,8 @@ def test_run_for_a_person_says_pass_and_fail_and_ends_with_1(world: station_worl
         ({}, ["--port", "ttyUSB0"], 2, "there is no port ttyUSB0"),
         ({}, ["--port", "batch.toml"], 2, "is no serial port"),
         ({}, ["--baud", "9"], 2, "--baud"),
+        ({}, ["--operator", "a\x1b[2J"], 2, "--operator: expected at most 64 printable characters"),
+        ({}, ["--fixture", "x" * 65], 2, "--fixture: expected at most 64 printable characters"),
         ({}, ["--copies", "1"], 2, "--copies and --keep are for --simulate"),
         ({}, ["--simulate", "2", "--port", "auto"], 2, "simulated devices have no --port"),
         ({}, ["--simulate", "2", "--to", "https://fleet.example"], 2, "go to no fleet server"),
@@ -188,6 +190,11 @@ def test_run_typed_wrongly_says_what_to_do(
     before = station_world.everything_below(world.place / "station")
     assert says in refused(code, "station", "run", *words, *more)
     assert station_world.everything_below(world.place / "station") == before, "a mistake is no run"
+
+
+def test_a_port_that_is_none_fails_with_once(world: station_world.World) -> None:
+    said = refused(1, *run_words(world, "--port", "/dev/null", "--once"))
+    assert "/dev/null: nobody: FAIL: it is no serial port; use another port" in said
 
 
 def test_run_with_a_wrong_key_in_the_batch_file_names_the_key(world: station_world.World) -> None:

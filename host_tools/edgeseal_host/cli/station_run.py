@@ -36,6 +36,7 @@ if TYPE_CHECKING:
     from edgeseal_host.station.uploader import Client, Uploader
 
 MAX_SIMULATED: Final = 64
+MAX_TEXT: Final = 64
 _SHOWN: Final = 5  # of what earlier runs left: a screen has few lines
 _EXIT_CODES: Final = (
     "Exit codes: 0 every device passed, 1 a device failed or the fleet server refused its record, 130 stopped while "
@@ -73,7 +74,7 @@ class _Line:
     "--batch", "file", type=click.Path(path_type=Path), metavar="FILE", help="What is wanted of every device (TOML)."
 )
 @click.option("--once", is_flag=True, help="One device for each port; end when all have their verdict.")
-@click.option("--operator", default=getpass.getuser, help="Who is at the line, for the journal.  [default: the user]")
+@click.option("--operator", default=None, help="Who is at the line, for the journal.  [default: the user]")
 @click.option("--fixture", default="", help="Name of the jig, for the journal.")
 @click.option("--baud", type=click.IntRange(1200, 12_000_000), default=115_200, show_default=True)
 @click.option(
@@ -105,7 +106,7 @@ def run(  # noqa: PLR0913, PLR0917 - what a run needs
     without: tuple[str, ...],
     file: Path | None,
     once: bool,  # noqa: FBT001 - click's flag
-    operator: str,
+    operator: str | None,
     fixture: str,
     baud: int,
     simulate: int | None,
@@ -118,6 +119,10 @@ def run(  # noqa: PLR0913, PLR0917 - what a run needs
     station: StationDirectory,
 ) -> None:
     """Provision the devices on serial ports: PASS or FAIL, and why."""
+    operator = _user() if operator is None else operator
+    for option, text in (("--operator", operator), ("--fixture", fixture)):
+        if len(text) > MAX_TEXT or not text.isprintable():
+            raise UsageError(f"{option}: expected at most {MAX_TEXT} printable characters")
     line: AbstractContextManager[_Line]
     if simulate is None:
         if copies or keep is not None:
@@ -132,6 +137,13 @@ def run(  # noqa: PLR0913, PLR0917 - what a run needs
     with line as found:
         outcome = _run(found, baud=baud, operator=operator, fixture=fixture, once=once)
     ctx.exit(outcome.exit_code)
+
+
+def _user() -> str:
+    try:
+        return getpass.getuser()
+    except (KeyError, OSError):  # a user without a name, as in containers
+        return ""
 
 
 def _real(
