@@ -306,6 +306,22 @@ def test_service_that_knows_the_former_state_takes_the_new_one(installed: World)
     assert service.state().model(MODEL).current
 
 
+def test_memory_that_is_somebody_elses_is_not_believed(installed: World) -> None:
+    """Below /dev/shm anybody can make the directory after a reboot, with a `current` of any number in it."""
+    _, device = installed
+    lose(device)
+    device.reboot()
+    elsewhere = device.directory / "planted"
+    (elsewhere / MODEL / "9").mkdir(parents=True)
+    (elsewhere / MODEL / "current").symlink_to("9")
+    device.models.symlink_to(elsewhere)
+    with pytest.raises(IncompatibleError, match="link is not followed"):
+        update.run(device.agent())
+    device.models.unlink()
+    assert not update.run(device.agent()).errors
+    assert (device.serving(), model(device).floor) == (1, 1)
+
+
 @pytest.mark.parametrize("writes", [0, 1])
 def test_power_cut_while_it_is_written(installed: World, writes: int, monkeypatch: pytest.MonkeyPatch) -> None:
     _, device = installed

@@ -38,12 +38,14 @@ _CANNOT: Final = (EdgesealError, OSError)  # a source that cannot be read adds n
 def rebuild(agent: Agent) -> list[str]:
     """Build the state anew if both copies are damaged, and return what to tell people; nothing if it can be read.
 
-    Needs no network. The caller holds the agent's lock, and restores what serves next.
+    Needs no network. The caller holds the agent's lock, and restores what serves next. Raises IncompatibleError if the
+    model repository is somebody else's; the state is then left as it is.
     """
     damage = _damage(agent)
     if damage is None:
         return []
     trust, held = agent.trust(), _held(agent)
+    agent.models.prepare()  # whose directory it is decides whether what lies in it may be believed
     models = {name: _model(agent, trust, name, held.get(name, [])) for name in {*agent.models.models(), *held}}
     state = State(models={name: models[name] for name in sorted(models)}, report_due=True)
     agent.state_file.start_anew(state, now=int(trust.now()))
