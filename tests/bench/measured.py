@@ -26,13 +26,13 @@ class Cost:
     rss_mb: float
 
 
-def cost(words: list[object], *, stdin: bytes = b"") -> Cost:
+def cost(words: list[object]) -> Cost:
     """Run a command and return what it and everything it started cost.
 
     Raises RuntimeError if it fails.
     """
     command = [sys.executable, "-S", "-E", str(Path(__file__)), *(str(w) for w in words)]
-    done = subprocess.run(command, input=stdin, capture_output=True, check=False)
+    done = subprocess.run(command, stdin=subprocess.DEVNULL, capture_output=True, check=False)
     if done.returncode:
         raise RuntimeError(f"{words[0]} ended with exit code {done.returncode}: {done.stderr.decode()[-500:]}")
     return Cost(*json.loads(done.stdout.splitlines()[-1]))
