@@ -4,13 +4,16 @@ from __future__ import annotations
 
 import json
 import os
-from typing import TYPE_CHECKING, Any
+import subprocess
+import sys
+from typing import TYPE_CHECKING, Any, Final
 
 import numpy as np
 import pytest
 
 pytest.importorskip("onnxruntime", reason="pip install 'edgeseal[onnx]'")
 
+import onnx
 import onnxruntime
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -201,7 +204,8 @@ def test_no_provider_that_is_there() -> None:
 class _Session:
     """Stands in for onnxruntime's session: notes what it was opened with."""
 
-    def __init__(self, _path: str, options: Any, providers: list[str]) -> None:
+    def __init__(self, _path: str, options: Any, providers: list[str], **switches: int) -> None:
+        assert switches == {"enable_fallback": 0, "read_config_from_model": 0}
         self.options, self.providers = options, providers
         self.entry = options.get_session_config_entry("session.disable_prepacking")
 
@@ -261,6 +265,70 @@ def test_a_provider_that_is_there_and_does_not_start(release: Path, monkeypatch:
     monkeypatch.setattr(onnxruntime, "get_available_providers", lambda: available)
     with pytest.raises(IncompatibleError, match="CUDAExecutionProvider, but it does not start"):
         _opened(release, monkeypatch, {"providers": ["cuda"]})
+
+
+def test_a_provider_that_cannot_load_the_model(release: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def fails(*_: object, **__: object) -> None:
+        raise RuntimeError("CUDA error 35")
+
+    monkeypatch.setattr(_Session, "__init__", fails)
+    available = ["CUDAExecutionProvider", "CPUExecutionProvider"]
+    monkeypatch.setattr(onnxruntime, "get_available_providers", lambda: available)
+    with pytest.raises(
+        IncompatibleError, match=r"model\.onnx does not load with CUDAExecutionProvider here: CUDA error"
+    ):
+        _opened(release, monkeypatch, {"providers": ["cuda"]})
+
+
+_OPEN: Final = (
+    "import os, sys\n"
+    "from pathlib import Path\n"
+    "from edgeseal.runtime import engine, oip\n"
+    "model = engine.load(Path(sys.argv[1]))\n"
+    "model.infer({s.name: oip.zeros(s.datatype, [1, 4]) for s in model.inputs}, ['y'])\n"
+    "print(len(os.listdir('/proc/self/task')))\n"
+)
+
+
+def _threads(release: Path, **environment: str) -> int:
+    """Return how many threads a process has that has opened and run a release."""
+    inherited = {**os.environ, "OPENBLAS_NUM_THREADS": "1"}  # numpy's own threads do not count
+    done = subprocess.run(
+        [sys.executable, "-c", _OPEN, str(release)],
+        capture_output=True, text=True, check=True, timeout=60, cwd=release, env={**inherited, **environment},
+    )  # fmt: skip
+    return int(done.stdout)
+
+
+@pytest.mark.parametrize("suffix", [".onnx", ".tflite"])
+def test_only_the_threads_that_are_asked_for_start(tmp_path: Path, suffix: str) -> None:
+    if suffix == ".tflite":
+        pytest.importorskip("ai_edge_litert", reason="ai-edge-litert has no wheel for this platform")
+        from tests.unit import tflite_models
+
+        tflite_models.affine().save(tmp_path / "model.tflite")
+    else:
+        onnx_models.linear(tmp_path / "model.onnx")
+    engine_settings.leave(tmp_path, {"engine": {"threads": 1}})
+    assert _threads(tmp_path) == 1
+    if engine_settings.cores_here() == 1:
+        pytest.skip("one core: nothing else could start")
+    (tmp_path / engine_settings.FILE).unlink()
+    assert _threads(tmp_path) > 1  # negative control
+
+
+def test_options_in_the_model_itself_are_not_taken(release: Path) -> None:
+    """Where the environment says so, onnxruntime lets a model set threads, and write a profile of every run."""
+    model = onnx.load(str(release / "model.onnx"))
+    entry = model.metadata_props.add()
+    entry.key, entry.value = "ort_config", '{"session_options": {"enable_profiling": 1, "intra_op_num_threads": 7}}'
+    onnx.save(model, str(release / "model.onnx"))
+    assert _threads(release, ORT_LOAD_CONFIG_FROM_MODEL="1") <= engine_settings.cores_here()
+    assert [p.name for p in release.iterdir()] == ["model.onnx"]
+    raw = "import onnxruntime; onnxruntime.InferenceSession('model.onnx')"
+    environment = {**os.environ, "ORT_LOAD_CONFIG_FROM_MODEL": "1", "ORT_DISABLE_TELEMETRY": "1"}
+    subprocess.run([sys.executable, "-c", raw], check=True, timeout=60, cwd=release, env=environment)
+    assert len(list(release.iterdir())) > 1  # negative control: by itself it would
 
 
 # Honoured by the gate -------------------------------------------------------------------------------------------------

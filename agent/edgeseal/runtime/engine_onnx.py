@@ -16,6 +16,8 @@ from edgeseal.runtime.onnx_external import check_external
 # Official builds report to their maker over HTTPS unless told not to before the first import (Privacy.md in the wheel):
 # a device must not tell a third party that and what it runs.
 os.environ["ORT_DISABLE_TELEMETRY"] = "1"
+# A model may carry options of its own (threads, a profile written to the disk), which this would put above ours.
+os.environ["ORT_LOAD_CONFIG_FROM_MODEL"] = "0"
 
 try:
     import numpy as np
@@ -79,9 +81,14 @@ class OnnxEngine:
         # Prepacking copies weights out of the mapped file: 403 MB became 2 MB without it.
         options.add_session_config_entry("session.disable_prepacking", "0" if settings.prepack else "1")
         try:
-            self._session = onnxruntime.InferenceSession(str(path), options, providers=[provider])
+            # Its fallback to another provider would print to standard output, which is the probe's verdict.
+            self._session = onnxruntime.InferenceSession(
+                str(path), options, providers=[provider], enable_fallback=0, read_config_from_model=0
+            )
         except Exception as e:
             _check_memory(e)
+            if provider != PROVIDERS["cpu"]:
+                raise IncompatibleError(f"{path.name} does not load with {provider} here: {_reason(e)}") from e
             raise FormatError(f"onnxruntime does not load {path.name}: {_reason(e)}") from e
         if provider not in self._session.get_providers():  # onnxruntime goes on without one that does not start
             raise IncompatibleError(f"onnxruntime has {provider}, but it does not start on this device")
