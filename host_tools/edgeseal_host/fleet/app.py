@@ -20,11 +20,10 @@ from starlette.requests import ClientDisconnect, Request
 from starlette.responses import JSONResponse, Response
 from starlette.routing import Route
 
-from edgeseal.enrolment import Record
 from edgeseal.errors import EdgesealError, NoSpaceError, NotAuthorisedError, TemporaryError, UsageError
-from edgeseal_host.fleet import bodies, imports, metrics, operations, static
+from edgeseal_host.fleet import bodies, metrics, operations, static
+from edgeseal_host.fleet.enrol_http import Enrolment
 from edgeseal_host.fleet.logs import event
-from edgeseal_host.fleet.stations import short
 from edgeseal_host.fleet.wire import (
     KINDS,
     LENGTH_HEADER,
@@ -70,7 +69,7 @@ def _starlette(service: Service) -> Starlette:
         Route(f"{api}/uploads/{{kind}}/{{sha256}}", part.upload, methods=["PATCH"]),
         Route(f"{api}/metadata", part.publish, methods=["POST"]),
         Route(f"{api}/devices", part.devices, methods=["GET"]),
-        Route(f"{api}/devices", part.enrol, methods=["POST"]),
+        Route(f"{api}/devices", Enrolment(service, part.authorise).post, methods=["POST"]),
         Route(f"{api}/devices/{{name}}", part.device, methods=["GET"]),
         Route(f"{api}/devices/{{name}}", part.forget, methods=["DELETE"]),
         Route(f"{api}/devices/{{name}}/revoke", part.revoke, methods=["POST"]),
@@ -135,12 +134,12 @@ class _Routes:
         return JSONResponse(public.to_json(), headers=_NO_STORE)
 
     async def missing(self, request: Request) -> Response:
-        await self._authorise(request, "publish")
+        await self.authorise(request, "publish")
         body = bodies.parse(await bodies.read(request, MAX_MISSING_JSON), bodies.Missing)
         return _json(await self._service.in_thread(self._absent, body))
 
     async def upload_state(self, request: Request) -> Response:
-        await self._authorise(request, "publish")
+        await self.authorise(request, "publish")
         kind, sha256 = _object_named(request)
         stored = self._fleet.objects.length(kind, sha256)
         offset = self._fleet.objects.partial(kind, sha256) if stored is None else stored
@@ -150,7 +149,7 @@ class _Routes:
         return Response(status_code=200, headers=headers)
 
     async def upload(self, request: Request) -> Response:
-        await self._authorise(request, "publish")
+        await self.authorise(request, "publish")
         kind, sha256 = _object_named(request)
         offset, length = _number(request, OFFSET_HEADER), _number(request, LENGTH_HEADER)
         if self._fleet.objects.length(kind, sha256) is not None:
@@ -165,7 +164,7 @@ class _Routes:
         return _json({"stored": stored}, 201 if stored else 202)
 
     async def publish(self, request: Request) -> Response:
-        token = await self._authorise(request, "publish")
+        token = await self.authorise(request, "publish")
         data = await bodies.read(request, MAX_JSON)
         result = await self._service.in_thread(self._publish, data)
         self._service.metrics.publications.inc()
@@ -175,42 +174,16 @@ class _Routes:
     # Operators -----------------------------------------------------------------------------------------------------
 
     async def devices(self, request: Request) -> Response:
-        await self._authorise(request, "operate")
+        await self.authorise(request, "operate")
         return _json({"devices": await self._service.in_thread(operations.devices, self._fleet)})
 
     async def device(self, request: Request) -> Response:
-        await self._authorise(request, "operate")
+        await self.authorise(request, "operate")
         name, now = request.path_params["name"], self._service.now()
         return _json(await self._service.in_thread(operations.device_details, self._fleet, name, now=now))
 
-    async def enrol(self, request: Request) -> Response:
-        token = await self._authorise(request, "enrol")
-        body = bodies.parse(await bodies.read(request, MAX_SMALL_JSON), bodies.Enrol)
-        now, signed = self._service.now(), body.signed()
-        if signed is None:
-            await self._authorise_unsigned(request)
-            record = Record.from_bytes(bodies.unbase64(body.record, "record"))
-            result = await self._service.in_thread(operations.enrol, self._fleet, record, now=now)
-        else:
-            record, result = await self._service.in_thread(imports.take, self._fleet, signed, now=now)
-        station = None if signed is None else short(signed.pin)
-        event(logger, "device enrolled", token=token, device=record.device, group=record.group, station=station)
-        return _json(result, 201)
-
-    async def _authorise_unsigned(self, request: Request) -> None:
-        """Let only an admin bring a record by hand once stations are in use: a stolen token alone adds no device."""
-        if not await self._service.in_thread(self._fleet.stations.in_use):
-            return
-        try:
-            await self._authorise(request, "admin")
-        except NotAuthorisedError:
-            raise NotAuthorisedError(
-                "this fleet takes records that a trusted station has signed; this one is not",
-                hint="send it with edgeseal station upload, or by hand with an admin token",
-            ) from None
-
     async def revoke(self, request: Request) -> Response:
-        token = await self._authorise(request, "operate")
+        token = await self.authorise(request, "operate")
         body = bodies.parse(await bodies.read(request, MAX_SMALL_JSON), bodies.Revoke)
         name = request.path_params["name"]
         await self._service.in_thread(self._fleet.registry.revoke, name, body.reason)
@@ -218,32 +191,32 @@ class _Routes:
         return _json({"device": name, "revoked": True, "reason": body.reason})
 
     async def forget(self, request: Request) -> Response:
-        token = await self._authorise(request, "admin")
+        token = await self.authorise(request, "admin")
         name = request.path_params["name"]
         await self._service.in_thread(self._fleet.registry.forget, name)
         event(logger, "device forgotten", token=token, device=name)
         return _json({"device": name, "forgotten": True})
 
     async def assignments(self, request: Request) -> Response:
-        await self._authorise(request, "operate")
+        await self.authorise(request, "operate")
         return _json({"assignments": await self._service.in_thread(operations.assignments, self._fleet)})
 
     async def assign(self, request: Request) -> Response:
-        token = await self._authorise(request, "operate")
+        token = await self.authorise(request, "operate")
         body = bodies.parse(await bodies.read(request, MAX_SMALL_JSON), bodies.Assign)
         result = await self._service.in_thread(operations.assign, self._fleet, body, now=self._service.now())
         event(logger, "assigned", token=token, **result)
         return _json(result)
 
     async def withdraw(self, request: Request) -> Response:
-        token = await self._authorise(request, "operate")
+        token = await self.authorise(request, "operate")
         body = bodies.parse(await bodies.read(request, MAX_SMALL_JSON), bodies.Withdraw)
         result = await self._service.in_thread(operations.withdraw, self._fleet, body)
         event(logger, "assignment withdrawn", token=token, **result)
         return _json(result)
 
     async def ticket(self, request: Request) -> Response:
-        token = await self._authorise(request, "operate")
+        token = await self.authorise(request, "operate")
         body = bodies.parse(await bodies.read(request, MAX_SMALL_JSON), bodies.Ticket)
         ticket = await self._service.in_thread(operations.ticket, self._fleet, body, now=self._service.now())
         event(logger, "ticket made", token=token, device=body.device, model=body.model, release=body.release)
@@ -251,7 +224,8 @@ class _Routes:
 
     # Shared --------------------------------------------------------------------------------------------------------
 
-    async def _authorise(self, request: Request, scope: str) -> str:
+    async def authorise(self, request: Request, scope: str) -> str:
+        """Return the id of a token that is good for `scope`."""
         kind, _, presented = request.headers.get("authorization", "").partition(" ")
         if kind.lower() != "bearer" or not presented:
             raise NotAuthorisedError("this request needs a token", hint="give --token FILE or set EDGESEAL_TOKEN_FILE")
