@@ -37,6 +37,19 @@ def sentence(screen: str) -> str:
     return re.sub(r"[\s│╭╮╰╯─]+", " ", screen)
 
 
+def picture() -> str:
+    """The picture of this screen in the guide."""
+    guide = (Path(__file__).parents[2] / "docs" / "guides" / "manufacturing.md").read_text()
+    found = re.search(r"```text\n(╭.*?)```", guide, re.DOTALL)
+    assert found is not None
+    return found[1]
+
+
+def without_figures(screen: str) -> str:
+    """What does not change from run to run."""
+    return re.sub(r"pts/\d+|\d+\.\d (?=FAIL|PASS|simulated)|[\d,]+ an hour", "#", sentence(screen).strip())
+
+
 def row(screen: str, serial: str) -> str:
     return next(line for line in screen.splitlines() if serial in line)
 
@@ -49,7 +62,7 @@ def assert_given_back(window: Terminal) -> None:
 
 def test_four_ports_one_of_them_failing(window: Terminal) -> None:
     window.type("echo what was there before")
-    window.run(*FOUR)
+    window.run(*FOUR, "--operator", "anna")
     talking = window.wait_for(lambda screen: "an hour" in screen)
     assert "simulated station · batch simulated-batch" in talking
     assert "SIMULATED: no device, no fleet; nothing of this counts" in talking
@@ -64,6 +77,7 @@ def test_four_ports_one_of_them_failing(window: Terminal) -> None:
     assert f"{reason} > {REMEDIES[Code.KEY_SEEN]}" in sentence(screen)
     assert re.search(r"3 PASS +1 FAIL +yield 75\.0 % +[\d,]+ an hour", screen)
     assert "what was there before" not in screen
+    assert without_figures(screen) == without_figures(picture()), "the guide shows what a technician sees"
     window.keys("C-c")
     code, after = window.exited()
     assert code == 1, "one failed"

@@ -19,6 +19,7 @@ from edgeseal.device import config
 from edgeseal.device.cli import _parser as agent_parser
 from edgeseal.runtime.serve import _arguments as serve_arguments
 from edgeseal_host.cli import main as edgeseal
+from edgeseal_host.station import batch
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -207,7 +208,8 @@ def test_troubleshooting_lists_every_error_kind_with_its_exit_code() -> None:
 @pytest.mark.parametrize("path", DOCUMENTS, ids=lambda p: p.name)
 def test_every_configuration_example_is_accepted(path: Path) -> None:
     for block in _blocks(path.read_text(), "toml"):
-        config.parse(block.encode(), name=path.name)
+        parse = batch.parse if "[batch]" in block else config.parse
+        parse(block.encode(), name=path.name)
 
 
 @pytest.mark.parametrize("path", DOCUMENTS, ids=lambda p: p.name)
