@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import contextlib
+import random
 from typing import TYPE_CHECKING, Any
 
 import pytest
@@ -11,7 +13,8 @@ pytest.importorskip("ai_edge_litert", reason="ai-edge-litert has no wheel for th
 import numpy as np
 from tests.unit import tflite_models
 
-from edgeseal.runtime import engine_settings
+from edgeseal.errors import FormatError
+from edgeseal.runtime import engine_settings, tflite_file
 from edgeseal.runtime.contract import Candidate, ProbeError
 from edgeseal.runtime.probe import Limits, probe
 
@@ -29,6 +32,11 @@ def _vectors(x: Sequence[float], y: Sequence[float], **more: object) -> dict[str
     return {"v": 1, "cases": [{"inputs": {"x": given}, "outputs": {"y": wanted}}], **more}
 
 
+MODELS = [
+    tflite_models.affine(bias=1.0).to_bytes(),
+    tflite_models.dense_softmax(np.eye(3, 4, dtype=np.float32), np.zeros(3, np.float32)).to_bytes(),
+    tflite_models.endless(at=7.0).to_bytes(),
+]
 VECTORS = _vectors([1, 2, 3, 4], [2, 3, 4, 5])
 
 
@@ -92,6 +100,22 @@ def test_a_crash_at_load(tmp_path: Path) -> None:
     model = tflite_models.custom_operator("TFLite_Detection_PostProcess")
     message = _refused(model, tmp_path)
     assert "made the runtime crash while it was probed (SIG" in message or "LiteRT does not load" in message
+
+
+@pytest.mark.parametrize("seed", range(8))
+def test_a_damaged_model_gets_a_verdict_whatever_litert_makes_of_it(tmp_path: Path, seed: int) -> None:
+    """Damage that our reading does not see, in an operator's options or its numbers, is LiteRT's to stumble over."""
+    draw = random.Random(seed)
+    while True:
+        data = bytearray(MODELS[draw.randrange(len(MODELS))])
+        for _ in range(draw.randint(1, 6)):
+            data[draw.randrange(8, len(data))] = draw.choice([0, 1, 0x7F, 0x80, 0xFF, draw.randrange(256)])
+        with contextlib.suppress(FormatError):
+            tflite_file.check_bytes(memoryview(bytes(data)))
+            break
+    (tmp_path / "model.tflite").write_bytes(data)
+    with contextlib.suppress(ProbeError):
+        probe(Candidate("bearing", 7, tmp_path, None), Limits(seconds=10, memory_mb=256))
 
 
 # What the model does --------------------------------------------------------------------------------------------------

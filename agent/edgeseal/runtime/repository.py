@@ -1,6 +1,7 @@
 """The model repository: decrypted releases in memory, in the layout that Triton, OVMS and others watch.
 
     <root>/<model>/<release>/model.onnx …      one directory per release, named by its number
+    <root>/<model>/<release>/.engine.json      how it asks to be run (edgeseal.runtime.engine_settings), if it does
     <root>/<model>/current -> <release>        replaced atomically: a reader sees the old or the new release
     <root>/<model>/shadow -> <release>         to be tried on copies of live requests (edgeseal.runtime.shadow)
     <root>/<model>/.staged-<release>/          being written, readable by the agent only
