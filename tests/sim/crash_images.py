@@ -16,7 +16,14 @@ from typing import TYPE_CHECKING, Final
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
-STRACE: Final = ("-y", "-xx", "-s", "1000000", "-e", "trace=openat,pwrite64,write,ftruncate,fsync,fdatasync,unlink")
+STRACE: Final = (
+    "-y",
+    "-xx",
+    "-s",
+    "1000000",
+    "-e",
+    "trace=openat,pwrite64,write,ftruncate,fsync,fdatasync,unlink,rename",
+)
 VARIANTS: Final = ("lost", "kept", "torn")
 _LINE: Final = re.compile(r"^(?:\d+\s+)?(\w+)\((.*)\)\s+= (-?\d+)(?:<(.*)>)?")
 _FD: Final = re.compile(r"^(\d+)<([^>]*)>(?:, )?(.*)$")
@@ -44,6 +51,7 @@ class Disk:
     files: dict[str, _File] = field(default_factory=dict)
     removed: dict[str, bytes] = field(default_factory=dict)  # names that are on disk still
     said: bytes = b""
+    sent: bytes = b""  # to a terminal, where that is a serial line
 
     @classmethod
     def of(cls, folder: Path) -> Disk:
@@ -76,10 +84,8 @@ class Disk:
                 yield name, file.flushed
 
     def _apply(self, call: str, rest: str) -> bool:
-        if call in {"openat", "unlink"}:
-            found = _TEXT.search(rest)
-            name = self._named(bytes.fromhex(found[1].replace("\\x", "")).decode() if found else "")
-            return bool(name) and (self._created(name, rest) if call == "openat" else self._unlinked(name))
+        if call in {"openat", "unlink", "rename"}:
+            return self._name_changed(call, rest)
         match = _FD.match(rest)
         if match is None:
             return False
@@ -87,19 +93,45 @@ class Disk:
             self.said += _data(match[3])
             return True
         path = _path(match[2])
+        if call == "write" and path.startswith("/dev/pts/"):
+            self.sent += _data(match[3])
+            return True
         if call in {"fsync", "fdatasync"} and Path(path) == self.folder:
             self._directory_flushed()
             return True
         file = self.files.get(self._named(path))
         return file is not None and _changed(file, call, match[3])
 
+    def _name_changed(self, call: str, rest: str) -> bool:
+        names = [self._named(bytes.fromhex(text.replace("\\x", "")).decode()) for text in _TEXT.findall(rest)[:2]]
+        if not names or not all(names):
+            return False
+        if call == "rename":
+            return self._renamed(*names)
+        return self._created(names[0], rest) if call == "openat" else self._unlinked(names[0])
+
     def _named(self, path: str) -> str:
         return Path(path).name if path and Path(path).parent == self.folder else ""
 
     def _created(self, name: str, rest: str) -> bool:
+        if name in self.files and "O_TRUNC" in rest:
+            self.files[name].live.clear()
+            return True
         if name in self.files or "O_CREAT" not in rest:
             return False
         self.files[name] = _File(bytearray())
+        return True
+
+    def _renamed(self, old: str, new: str) -> bool:
+        """The new name leads to the new file at once, on disk to the former one until the directory is flushed."""
+        if old not in self.files:
+            return False
+        self._unlinked(new)
+        file = self.files.pop(old)
+        if file.named:
+            self.removed[old] = file.flushed
+        self.files[new] = file
+        file.named = False
         return True
 
     def _unlinked(self, name: str) -> bool:
@@ -120,6 +152,8 @@ def _changed(file: _File, call: str, rest: str) -> bool:
     elif call == "ftruncate":
         size = int(rest)
         file.live[size:] = bytes(max(0, size - len(file.live)))
+    elif call == "write":  # from the beginning on, as whole files are written here
+        file.write(len(file.live), _data(rest))
     elif call == "pwrite64":
         file.write(int(rest.rsplit(", ", 1)[1]), _data(rest))
     else:

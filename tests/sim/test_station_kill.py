@@ -10,31 +10,21 @@ import os
 import shutil
 import signal
 import sys
-import time
-from contextlib import contextmanager
-from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Self
 
 import pytest
-from tests.sim import injected
-from tests.sim.line_devices import Powered, numbered, powered
+from tests.sim import injected, station_factory
 from tests.sim.line_process import device
 from tests.sim.serial_line import SerialLine, bench
-from tests.unit import station_world
 from tests.unit.line_card import Card
 
 from edgeseal.provisioning import Stage, wire
 from edgeseal.smp import LineDecoder, Op, Packet
 from edgeseal_host.station import chain
-from edgeseal_host.station.reports import PlainReport
-from edgeseal_host.station.run import Outcome, Run
-from edgeseal_host.station.work import Work
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
     from pathlib import Path
-
-    from edgeseal_host.station.journal import Journal
 
 FAST = 2_000_000  # baud
 WRITES = ("pwrite64", "fdatasync", "fsync", "rename")  # what a journal entry is made of: SQLite's and the head file's
@@ -42,87 +32,11 @@ EVERY = os.environ.get("EDGESEAL_FAULTS") == "every"
 pytestmark = pytest.mark.timeout(300)
 
 
-def hasty() -> float:
-    """A clock on which a device's second of silence is a tenth of one."""
-    return time.monotonic() * 10
-
-
-@dataclass
-class Factory:
-    """One station's files with a template to begin anew from, one line, one device."""
-
-    world: station_world.World
-    template: Path
-    line: SerialLine
-    device: Powered
-
-    def fresh(self) -> None:
-        """An empty journal, and a new device."""
-        shutil.rmtree(self.world.directory.path)
-        shutil.copytree(self.template, self.world.directory.path)
-        (self.device.home,) = numbered(1)
-        self.device.restart()
-
-    def run(self) -> Outcome:
-        """The next run, in this process."""
-        with self.world.journal() as journal:
-            work = Work(
-                self.world.order(),
-                journal,
-                self.world.batch.naming,
-                "anna",
-                rate=FAST / 10,
-                patience=100,
-                once=True,
-                clock=hasty,
-            )
-            said: list[str] = []
-            ports = [self.line.station]
-            run = Run(work, lambda: ports, baud=115_200, audience=PlainReport(said.append), sign=self.world.sign)
-            outcome = run()
-            assert outcome.exit_code == 0, said
-        return outcome
-
-    def completes(self) -> None:
-        """Assert that the next run completes whatever was begun, and that both sides then agree."""
-        self.run()
-        with self.world.journal() as journal:  # checks the chain, the head and every signature
-            agree(journal, self.device)
-
-    @contextmanager
-    def station(self, errors: Path, *more: str) -> Iterator[injected.Zygote]:
-        words = [sys.executable, "-m", "tests.sim.station_once", self.world.place, self.line.station, *more]
-        with injected.zygote(words, errors) as zygote:
-            yield zygote
-
-
-def agree(journal: Journal, device: Powered) -> None:
-    """One identity, and it is the one in the journal, each step once."""
-    home = device.home
-    assert home.identity is not None
-    assert (home.identities, home.stage()) == (1, Stage.LOCKED)
-    assert entries(journal) == [
-        (kind, home.identity[0].public.kid, home.identity[1].device)
-        for kind in (chain.GRANTED, chain.PROVISIONED, chain.LOCKED)
-    ]
-
-
-def entries(journal: Journal) -> list[tuple[str, bytes, str]]:
-    kinds = {chain.GRANTED, chain.PROVISIONED, chain.LOCKED}
-    return [(e.kind, e.kid, e.device) for e in journal if e.kind in kinds]
+factory = station_factory.factory
 
 
 @pytest.fixture(scope="module")
-def factory(memory_place: Path) -> Iterator[Factory]:
-    world = station_world.World.make(memory_place / "world")
-    template = memory_place / "template"
-    shutil.copytree(world.directory.path, template)
-    with bench(baud=FAST) as (line,), powered([line.device], clock=hasty) as (made,):
-        yield Factory(world, template, line, made)
-
-
-@pytest.fixture(scope="module")
-def station(factory: Factory, memory_place: Path) -> Iterator[injected.Zygote]:
+def station(factory: station_factory.Factory, memory_place: Path) -> Iterator[injected.Zygote]:
     """A station's process that runs as often as it is asked to."""
     with factory.station(memory_place / "errors") as zygote:
         yield zygote
@@ -140,7 +54,7 @@ def sample(calls: list[injected.Call], name: str) -> list[injected.Call]:
 @pytest.mark.usefixtures("strace")
 @pytest.mark.parametrize("name", WRITES)
 def test_kill_9_of_the_station_at_its_journals_writes(
-    factory: Factory, station: injected.Zygote, tmp_path: Path, name: str
+    factory: station_factory.Factory, station: injected.Zygote, tmp_path: Path, name: str
 ) -> None:
     factory.fresh()
     calls = station.count(tmp_path / "log")
@@ -158,7 +72,7 @@ def test_kill_9_of_the_station_at_its_journals_writes(
 @pytest.mark.usefixtures("strace")
 @pytest.mark.parametrize("name", ["pwrite64", "rename"])
 def test_a_disk_that_is_full_at_a_write_ends_in_a_message_and_the_next_run_completes(
-    factory: Factory, station: injected.Zygote, tmp_path: Path, name: str
+    factory: station_factory.Factory, station: injected.Zygote, tmp_path: Path, name: str
 ) -> None:
     factory.fresh()
     calls = [c for c in station.count(tmp_path / "log") if c.name == name]
@@ -217,7 +131,7 @@ def started(station: injected.Zygote) -> int:
 @pytest.mark.parametrize("moment", ["asked", "answered"])
 @pytest.mark.parametrize("who", ["station", "both"])
 def test_kill_9_of_the_station_and_of_both_at_every_message(
-    factory: Factory, station: injected.Zygote, who: str, moment: str
+    factory: station_factory.Factory, station: injected.Zygote, who: str, moment: str
 ) -> None:
     for number in range(4):
         factory.fresh()
@@ -235,17 +149,19 @@ def test_kill_9_of_the_station_and_of_both_at_every_message(
 
 
 @pytest.mark.parametrize("moment", ["asked", "answered"])
-def test_power_of_the_device_goes_at_every_message_and_the_same_run_completes(factory: Factory, moment: str) -> None:
+def test_power_of_the_device_goes_at_every_message_and_the_same_run_completes(
+    factory: station_factory.Factory, moment: str
+) -> None:
     for number in range(4):
         factory.fresh()
         with Killer(factory.line, number, moment, factory.device.restart) as killer:
             factory.run()
         assert killer.killed
         with factory.world.journal() as journal:
-            agree(journal, factory.device)
+            station_factory.agree(journal, factory.device)
 
 
-def test_a_station_that_forgets_what_it_granted_is_caught(factory: Factory, tmp_path: Path) -> None:
+def test_a_station_that_forgets_what_it_granted_is_caught(factory: station_factory.Factory, tmp_path: Path) -> None:
     """Negative control: without the entry before the grant, the next run does not know the device."""
     with factory.station(tmp_path / "errors", "--forgetful") as station:
         factory.fresh()
@@ -260,7 +176,9 @@ def test_a_station_that_forgets_what_it_granted_is_caught(factory: Factory, tmp_
 
 
 @pytest.mark.parametrize("number", [2, 3])
-def test_kill_9_of_both_processes_while_they_talk(factory: Factory, tmp_path: Path, number: int) -> None:
+def test_kill_9_of_both_processes_while_they_talk(
+    factory: station_factory.Factory, tmp_path: Path, number: int
+) -> None:
     """As above with the agent itself at the other end, and its files."""
     shutil.rmtree(factory.world.directory.path)
     shutil.copytree(factory.template, factory.world.directory.path)
@@ -287,7 +205,7 @@ def test_kill_9_of_both_processes_while_they_talk(factory: Factory, tmp_path: Pa
     origin = home.origin()
     assert origin is not None
     with factory.world.journal() as journal:
-        found = entries(journal)
+        found = station_factory.entries(journal)
     assert {kid for _, kid, _ in found} == {origin.kid}
     assert {name for _, _, name in found} == {home._agent.keys.identity().device}
     assert [kind for kind, _, _ in found][:2] == [chain.GRANTED, chain.PROVISIONED]
