@@ -41,7 +41,7 @@ def main() -> None:
     if arguments.forgetful:
         PortBook.granted = _forget  # type: ignore[assignment, method-assign]
     if arguments.unflushed:
-        Journal._set_up = _unflushed(Journal._set_up)  # type: ignore[method-assign]
+        Journal._set_up = _unflushed(Journal._set_up)  # type: ignore[assignment, method-assign]
     serve(_step(arguments.place, arguments.port), arguments.errors)
 
 
