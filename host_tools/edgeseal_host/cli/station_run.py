@@ -127,7 +127,7 @@ def run(  # noqa: PLR0913, PLR0917 - what a run needs
     if simulate is None:
         if copies or keep is not None:
             raise UsageError("--copies and --keep are for --simulate")
-        client = None if url is None and token_file is None else options.client(url, token_file, ca_file)
+        client = None if url is None else options.client(url, token_file, ca_file)
         find = ports.finder(names or (ports.AUTO,), without=without)
         line = nullcontext(_real(station, names, find, file, passphrase_file, client, once=once))
     else:
