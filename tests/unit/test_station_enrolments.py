@@ -8,7 +8,7 @@ import json
 from typing import TYPE_CHECKING, Any, BinaryIO, cast
 
 import pytest
-from hypothesis import given, settings
+from hypothesis import example, given, settings
 from hypothesis import strategies as st
 from tests.unit import enrol_world
 from tests.unit.enrol_world import Records, outcomes
@@ -16,7 +16,7 @@ from tests.unit.publisher_world import edgeseal, ok, refused
 
 from edgeseal.enrolment import Record
 from edgeseal.errors import EdgesealError, FormatError, IncompatibleError, IntegrityError
-from edgeseal_host.station import chain, enrolments
+from edgeseal_host.station import chain, enrolments, receipts
 from edgeseal_host.station.enrolments import FORMAT, MAX_LINE, Bad, Header, SignedRecord, Signer
 
 if TYPE_CHECKING:
@@ -317,3 +317,59 @@ def test_files_of_two_stations_joined(records: Records) -> None:
     found = records.take(both)
     assert outcomes(found) == ["registered"] * 3
     assert [d["station"] for d in records.devices().values()] == [id_1, id_2, id_2]
+
+
+# The way back --------------------------------------------------------------------------------------------------------
+
+
+def test_receipt_comes_back_and_the_next_file_holds_only_what_is_new(records: Records, tmp_path: Path) -> None:
+    records.trust()
+    one, receipt, two = tmp_path / "one", tmp_path / "receipt", tmp_path / "two"
+    one.write_bytes(records.carried(records.records[:2]))
+    imported = edgeseal("fleet", "import-enrolments", one, "--receipt", receipt, *records.data)
+    assert imported.exit_code == 0, imported.output
+    station = records.keys[:4]
+    found = ok("station", "acknowledge", receipt, *station)
+    assert (found["devices"], found["waiting"]) == (["press-0001", "press-0002"], 1)
+    assert ok("station", "acknowledge", receipt, *station)["devices"] == [], "twice is once"
+    assert ok("station", "carry", two, *records.keys)["devices"] == ["press-0003"]
+    again = edgeseal("fleet", "import-enrolments", two, "--receipt", receipt, *records.data)
+    assert (again.exit_code, "is there already" in again.stderr) == (2, True)
+    assert list(records.devices()) == ["press-0001", "press-0002"], "and nothing was imported"
+
+
+def test_receipt_of_a_file_with_refused_lines_names_the_others(records: Records, tmp_path: Path) -> None:
+    records.trust()
+    head, first, second, third = records.carried().splitlines(keepends=True)
+    file, receipt = tmp_path / "f", tmp_path / "receipt"
+    file.write_bytes(head + first + second.replace(b"A", b"B") + third)
+    refused(3, "fleet", "import-enrolments", file, "--receipt", receipt, *records.data)
+    found = ok("station", "acknowledge", receipt, *records.keys[:4])
+    assert (found["devices"], found["waiting"]) == (["press-0001", "press-0003"], 1)
+
+
+def test_receipt_of_another_station_or_of_nothing_changes_nothing(records: Records, tmp_path: Path) -> None:
+    receipt = tmp_path / "receipt"
+    for digests in ([], [bytes(48)], [receipts.digest(records.records[0] + b"\0")]):
+        receipt.write_bytes(receipts.write(digests))
+        assert ok("station", "acknowledge", receipt, *records.keys[:4])["devices"] == []
+    with records.world.journal():
+        refused(5, "station", "acknowledge", receipt, *records.keys[:4])
+
+
+@settings(max_examples=100, deadline=None)
+@given(st.lists(st.binary(min_size=48, max_size=48)))
+def test_receipt_that_was_written_is_read(digests: list[bytes]) -> None:
+    assert receipts.read(receipts.write(digests)) == frozenset(digests)
+
+
+@settings(max_examples=150, deadline=None)
+@given(st.binary(max_size=100) | st.lists(st.integers() | st.text()).map(lambda x: json.dumps(x).encode()))
+@example(b'{"format": "edgeseal/enrolments-receipt/1", "records": ["00"]}')
+@example(b'{"format": "edgeseal/enrolments-receipt/2", "records": []}')
+@example(b'{"format": "edgeseal/enrolments-receipt/1", "records": [], "x": 1}')
+@example(b'{"records": ' + b"[" * 100_000)
+def test_what_is_no_receipt(data: bytes) -> None:
+    with pytest.raises(FormatError, match="no receipt") as caught:
+        receipts.read(data)
+    assert caught.value.hint

@@ -75,6 +75,7 @@ _COMMANDS: Final[dict[str, _Entry]] = {
             "verify-journal": "edgeseal_host.cli.station_papers:verify_journal",
             "upload": "edgeseal_host.cli.station_records:upload",
             "carry": "edgeseal_host.cli.station_records:carry",
+            "acknowledge": "edgeseal_host.cli.station_records:acknowledge",
             "rework": "edgeseal_host.cli.station_records:rework",
         },
     ),

@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Final
 
 import click
 
+from edgeseal.durable import write_atomic
 from edgeseal.errors import RefusedError, UsageError
 from edgeseal_host.cli import output
 from edgeseal_host.cli.fleet import data_option
@@ -20,6 +21,7 @@ from edgeseal_host.fleet import imports
 from edgeseal_host.fleet.data import DataDirectory
 from edgeseal_host.fleet.stations import TrustedStation
 from edgeseal_host.keys import KeyDirectory
+from edgeseal_host.station import receipts
 from edgeseal_host.station.probe import printable
 
 if TYPE_CHECKING:
@@ -130,19 +132,27 @@ def stations(data: Path) -> None:
 @click.command()
 @data_option
 @click.argument("file", type=_FILE)
+@click.option(
+    "--receipt",
+    type=click.Path(path_type=Path, dir_okay=False),
+    help="Write here which records are in, for the station.",
+)
 @output.json_option
-def import_enrolments(data: Path, file: Path) -> None:
+def import_enrolments(data: Path, file: Path, receipt: Path | None) -> None:
     """Register the devices of a FILE that `edgeseal station carry` wrote, line by line; the same file twice is one.
 
     A line that is refused changes nothing and stops no other; then the exit code is 3.
     """
+    if receipt is not None and receipt.exists():
+        raise UsageError(f"{receipt} is there already", hint="choose another name")
     directory = DataDirectory(data)
     directory.url()
     total = file.stat().st_size
     with directory.open() as fleet, file.open("rb") as stream, output.progress(file.name, total=total) as advance:
         lines = _told(imports.import_enrolments(fleet, stream, now=int(time.time())), stream.tell, advance)
     counts: Counter[str] = Counter(line.outcome for line in lines)
-    refused = counts["refused"]
+    if receipt is not None:
+        write_atomic(receipt, receipts.write(line.digest for line in lines if line.digest), mode=0o644)
     result = {
         **{outcome: counts[outcome] for outcome in ("registered", "known", "refused")},
         "lines": [
@@ -151,7 +161,7 @@ def import_enrolments(data: Path, file: Path) -> None:
         ],
     }
     output.emit(result, _summary(counts))
-    if refused:
+    if counts["refused"]:
         click.get_current_context().exit(RefusedError.exit_code)
 
 

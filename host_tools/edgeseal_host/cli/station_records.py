@@ -1,4 +1,4 @@
-"""`edgeseal station upload | carry | rework`: what a fleet server learns of a station's devices, and re-work.
+"""`edgeseal station upload | carry | acknowledge | rework`: what a fleet server learns of devices, and re-work.
 
 Not here: what these do (edgeseal_host.station); what the server does with it (edgeseal_host.fleet).
 """
@@ -15,6 +15,7 @@ import click
 from edgeseal.durable import write_atomic
 from edgeseal.errors import RefusedError, UsageError
 from edgeseal.provisioning import CONTEXT
+from edgeseal_host.bundle import read_bounded
 from edgeseal_host.cli import options, output
 from edgeseal_host.cli.station import station_option
 from edgeseal_host.station.probe import printable
@@ -112,6 +113,21 @@ def carry(
     )
     devices = [device.entry.device for device in found]
     output.emit({"file": str(file), "devices": devices, "pin": signer.pin.hex()}, text)
+
+
+@click.command()
+@click.argument("receipt", type=click.Path(path_type=Path, exists=True, dir_okay=False))
+@station_option
+@output.json_option
+def acknowledge(receipt: Path, station: StationDirectory) -> None:
+    """Take note of a RECEIPT that came back from the fleet server: these records are there, and not carried again."""
+    from edgeseal_host.station import receipts
+
+    taken = receipts.read(read_bounded(receipt, receipts.MAX_FILE))
+    with station.journal() as journal:
+        devices, left = receipts.acknowledge(journal, taken)
+    text = f"{len(devices)} more records are at the fleet server; {left} still wait"
+    output.emit({"devices": devices, "waiting": left}, text)
 
 
 @click.command()

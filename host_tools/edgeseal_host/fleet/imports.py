@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, BinaryIO, Literal, TypeAlias
 
@@ -10,7 +9,7 @@ from edgeseal.enrolment import Record
 from edgeseal.errors import EdgesealError, NotAuthorisedError, RefusedError
 from edgeseal_host.fleet import operations
 from edgeseal_host.fleet.stations import short
-from edgeseal_host.station import enrolments
+from edgeseal_host.station import enrolments, receipts
 from edgeseal_host.station.enrolments import Bad, Header, SignedRecord
 
 if TYPE_CHECKING:
@@ -23,13 +22,14 @@ Outcome: TypeAlias = Literal["registered", "known", "refused"]
 
 @dataclass(frozen=True, slots=True)
 class Line:
-    """What became of one line; `number` as an editor counts them, `station` its id."""
+    """What became of one line; `number` as an editor counts them, `station` its id, `digest` of a record that is in."""
 
     number: int
     station: str
     device: str
     outcome: Outcome
     reason: str = ""
+    digest: bytes = b""
 
 
 def take(fleet: Fleet, signed: SignedRecord, *, now: int) -> tuple[Record, dict[str, Any]]:
@@ -91,21 +91,21 @@ class _Part:
 
     def line(self, number: int, item: SignedRecord | Bad, *, now: int) -> Line:
         self.count += 1
-        device = ""
+        device, digest = "", b""
         try:
             if isinstance(item, Bad):
                 raise item.error
-            device = _claimed(item.record)
+            device, digest = _claimed(item.record), receipts.digest(item.record)
             if self.refused_at is not None:
                 raise NotAuthorisedError(f"its station is refused, see line {self.refused_at}")
-            if (before := self.seen.setdefault(hashlib.sha256(item.record).digest(), number)) != number:
+            if (before := self.seen.setdefault(digest, number)) != number:
                 raise RefusedError(f"the record of line {before} once more")
             _, result = take(self.fleet, item, now=now)
         except EdgesealError as e:
             return Line(number, self.id, device, "refused", str(e))
         if result["new"]:
-            return Line(number, self.id, device, "registered")
-        return Line(number, self.id, device, "known", "it was registered before")
+            return Line(number, self.id, device, "registered", digest=digest)
+        return Line(number, self.id, device, "known", "it was registered before", digest)
 
     def missing(self, number: int) -> Line | None:
         """Notice that lines are missing, as when a file was cut off between two."""
