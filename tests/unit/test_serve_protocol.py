@@ -85,12 +85,25 @@ def test_the_official_client_with_every_datatype(server: world.Serve) -> None:
     )
     assert done.returncode == 0, done.stderr
     lines = done.stdout.splitlines()
-    assert [line.split()[0].lower() for line in lines[:-4]] == list(ONNX_TYPES)
-    assert lines[-4:] == [
+    assert [line.split()[0].lower() for line in lines[: len(ONNX_TYPES)]] == list(ONNX_TYPES)
+    assert lines[len(ONNX_TYPES) :] == [
         "400 input 'x' is INT32; the model needs FP32",
         "400 input 'x' has shape [3, 1]; the model needs [-1]",
         "404 model 'absent' is not served",
         "404 model 'echo-fp32' is served as version 1, not '9'",
+        "400 output 'y' has values that JSON cannot carry (NaN or infinite) (ask for it in binary)",
+        "413 the request is larger than 1048576 bytes",
+        "400 input 'x': parameter 'shared_memory_region' is not offered by this server",
+        "400 output 'y': parameter 'classification' is not offered by this server",
+        "400 the request: parameter 'sequence_id' is not offered by this server",
+        "415 compressed requests are not taken: on this device they cost more than they save",
+        "400 input 'x' is missing; the model needs x",
+        "400 input 'x' is given twice",
+        "400 model 'absent' is not served; edgeseal-agent decides which releases serve",
+        "400 a model serves as it was published; files or another configuration are not taken here",
+        "400 edgeseal-agent decides which releases serve: edgeseal-agent rollback, or assign another",
+        "404 there is no /v2/models/echo-fp32/config; /v2 says what this server offers",
+        "404 there is no /v2/models/echo-fp32/stats; /v2 says what this server offers",
     ]
 
 
@@ -121,12 +134,11 @@ def test_a_batch_as_it_was_sent(server: world.Serve) -> None:
 @pytest.mark.parametrize(
     ("body", "reason"),
     [
-        (b"{", "the request is not JSON"),
         (_request(name="z"), "there is no input 'z'; the model has x"),
         (_request(shape=[1, 5], data=[1] * 5), "input 'x' has shape [1, 5]; the model needs [-1, 4]"),
         (_request(shape=[4]), "input 'x' has shape [4]"),
         (_request(datatype="FP64"), "input 'x' is FP64; the model needs FP32"),
-        (_request(data=[1, 2, 3, None]), "'x': null is no FP32"),
+        (_request(data=[1, 2, 3, None]), "'x': null is no FP32"),  # of the body itself: test_oip
         (b'{"inputs": []}', "input 'x' is missing; the model needs x"),
         (_request()[:-1] + b', "outputs": [{"name": "q"}]}', "there is no output 'q'; the model has y"),
     ],
@@ -140,6 +152,26 @@ def test_a_wrong_request_names_the_tensor(server: world.Serve, body: bytes, reas
 def test_a_body_that_is_too_large(server: world.Serve) -> None:
     status, answer = _ask(server, "/v2/models/plus/infer", bytes(2**20 + 1))
     assert (status, answer["error"]) == (413, "the request is larger than 1048576 bytes")
+
+
+def test_who_asks_before_sending_too_much_sends_nothing(server: world.Serve) -> None:
+    host, _, port = server.address.rpartition(":")
+    with socket.create_connection((host, int(port)), timeout=60) as s:
+        head = (
+            "POST /v2/models/plus/infer HTTP/1.1\r\nHost: x\r\nContent-Length: 99999999\r\nExpect: 100-continue\r\n\r\n"
+        )
+        s.sendall(head.encode())
+        assert s.recv(100).startswith(b"HTTP/1.1 413 ")
+
+
+def test_who_sends_too_much_reads_why_and_goes_on(server: world.Serve) -> None:
+    connection = http.client.HTTPConnection(server.address, timeout=60)
+    for body, status in ((bytes(8 * 2**20), 413), (_request(), 200)):
+        connection.request("POST", "/v2/models/plus/infer", body)
+        answer = connection.getresponse()
+        assert answer.status == status
+        answer.read()
+    connection.close()
 
 
 def test_a_body_without_end(server: world.Serve) -> None:
@@ -198,6 +230,23 @@ def test_a_header_length_that_is_no_number(server: world.Serve, length: str) -> 
 @pytest.mark.parametrize("path", ["/v2/models/..%2f..%2fetc/infer", "/v2/models/%00/infer", "/v2/models/M/infer"])
 def test_a_model_name_that_leads_out(server: world.Serve, path: str) -> None:
     assert _ask(server, path, _request())[0] == 404
+
+
+def test_a_large_header_is_no_way_round_the_bounds(server: world.Serve) -> None:
+    host, _, port = server.address.rpartition(":")
+    with socket.create_connection((host, int(port)), timeout=60) as s:
+        with contextlib.suppress(OSError):
+            s.sendall(b"GET /v2 HTTP/1.1\r\nHost: x\r\nX: " + b"a" * 200_000 + b"\r\n\r\n")
+        with contextlib.suppress(ConnectionResetError):
+            assert not s.recv(100).startswith(b"HTTP/1.1 2")
+
+
+@pytest.mark.parametrize("garbage", [b"\x16\x03\x01\x02\x00\x01\x00", b"GET\r\n\r\n", b"\x00" * 100])
+def test_what_is_no_http_gets_400(server: world.Serve, garbage: bytes) -> None:
+    host, _, port = server.address.rpartition(":")
+    with socket.create_connection((host, int(port)), timeout=60) as s:
+        s.sendall(garbage + b"\r\n\r\n")
+        assert s.recv(100)[:13] == b"HTTP/1.1 400 "
 
 
 def test_metrics_count_by_status(server: world.Serve) -> None:

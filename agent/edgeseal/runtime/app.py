@@ -11,13 +11,12 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import functools
+import json
 import time
 from concurrent.futures import Future, ThreadPoolExecutor
-from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Final
 
 from edgeseal import __version__
-from edgeseal.errors import FormatError
 from edgeseal.runtime.bounds import Bounds
 from edgeseal.runtime.counters import Counters
 from edgeseal.runtime.engine import Stop
@@ -27,6 +26,7 @@ from edgeseal.runtime.shadow_text import metrics as shadow_metrics
 try:
     from starlette.applications import Starlette
     from starlette.background import BackgroundTask
+    from starlette.exceptions import HTTPException
     from starlette.middleware import Middleware
     from starlette.requests import ClientDisconnect
     from starlette.responses import JSONResponse, PlainTextResponse, Response
@@ -37,33 +37,23 @@ except ImportError as e:  # pragma: no cover - depends on what is installed
     raise ImportError("edgeseal-serve needs the extra 'serve': pip install 'edgeseal[serve,onnx]'") from e
 
 try:
-    import numpy as np
-
-    from edgeseal.runtime import oip
+    from edgeseal.runtime.answer import Answer, RefusedRequestError, answer
 except ImportError as e:  # pragma: no cover - depends on what is installed
     raise ImportError("edgeseal-serve needs the extra 'onnx': pip install 'edgeseal[serve,onnx]'") from e
 
 if TYPE_CHECKING:
-    from collections.abc import AsyncIterator, Callable, Mapping, Sequence
+    from collections.abc import AsyncIterator, Callable, Mapping
 
     from starlette.requests import Request
     from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
-    from edgeseal.runtime.engine import Signature
     from edgeseal.runtime.models import Loaded, Models
     from edgeseal.runtime.shadow_copies import Copies
 
 _EXTENSIONS: Final = ["binary_tensor_data", "model_repository"]
 _HEADER: Final = "inference-header-content-length"
-
-
-class _RefusedError(Exception):
-    """A request that is not answered with a result; carries the status."""
-
-    def __init__(self, status: int, message: str, *, nan: bool = False) -> None:
-        super().__init__(message)
-        self.status = status
-        self.nan = nan
+_METRICS: Final = "text/plain; version=0.0.4"
+_MAX_DOCUMENT: Final = 65_536  # of requests that ask for no inference
 
 
 class Server:
@@ -110,7 +100,12 @@ class Server:
                 Route(f"{prefix}/ready", self.model_ready),
                 Route(f"{prefix}/infer", self.infer, methods=["POST"]),
             ]
-        return Starlette(routes=routes, lifespan=self._lifespan, middleware=[Middleware(_Closing, self)])
+        return Starlette(
+            routes=routes,
+            lifespan=self._lifespan,
+            middleware=[Middleware(_Closing, self)],
+            exception_handlers={HTTPException: _not_here, RefusedRequestError: _refused},
+        )
 
     @contextlib.asynccontextmanager
     async def _lifespan(self, _app: Starlette) -> AsyncIterator[None]:
@@ -127,18 +122,32 @@ class Server:
         """Server metadata."""
         return JSONResponse({"name": "edgeseal-serve", "version": __version__, "extensions": _EXTENSIONS})
 
-    async def index(self, _request: Request) -> Response:
-        """Model repository extension: what is here and whether it is ready."""
-        ready = [{"name": m.model, "version": str(m.release), "state": "READY"} for m in self.models.all()]
-        failed = [
-            {"name": model, "state": "UNAVAILABLE", "reason": reason}
-            for model, reason in self.models.failed.items()
-            if model not in self.models.loaded
-        ]
-        return JSONResponse([*ready, *failed])
+    async def index(self, request: Request) -> Response:
+        """Model repository extension: what is here, what is coming and what does not load; `ready`: the first only."""
+        only_ready = (await _document(request)).get("ready") is True
+        rows = {(m.model, str(m.release)): {"state": "READY"} for m in self.models.all()}
+        if not only_ready:
+            rows = self._not_ready() | rows
+        named = [{"name": model, "version": version, **row} for (model, version), row in sorted(rows.items())]
+        return JSONResponse(named)
+
+    def _not_ready(self) -> dict[tuple[str, str], dict[str, str]]:
+        """Return state and reason by model and version; "" where the supervisor has not said yet which it is."""
+        rows = {}
+        for model, reason in self.models.failed.items():
+            if model not in self.models.loaded and not self.status.get(model, {}).get("failed"):
+                rows[model, ""] = {"state": "UNAVAILABLE", "reason": reason}
+        for model, about in self.status.items():
+            if failed := about.get("failed"):
+                rows[model, str(failed["release"])] = {"state": "UNAVAILABLE", "reason": failed["reason"]}
+            if candidate := about.get("candidate"):
+                rows[model, str(candidate)] = {"state": "LOADING"}
+        return rows
 
     async def load(self, request: Request) -> Response:
         """Model repository extension: true already for what serves; nothing else can be loaded by a client."""
+        if (await _document(request)).get("parameters"):
+            return _error(400, "a model serves as it was published; files or another configuration are not taken here")
         try:
             self._model(request)
         except LookupError as e:
@@ -160,7 +169,7 @@ class Server:
     async def metrics(self, _request: Request) -> Response:
         """Answer counters in Prometheus' text format."""
         text = self.counters.text((m.model, m.release) for m in self.models.all())
-        return PlainTextResponse(text + shadow_metrics(self.status))
+        return PlainTextResponse(text + shadow_metrics(self.status), media_type=_METRICS)
 
     async def model_ready(self, request: Request) -> Response:
         """Answer whether one model is served."""
@@ -198,7 +207,7 @@ class Server:
         nan = False
         try:
             response, nan = await self._infer(request, loaded, started + self._bounds.seconds)
-        except _RefusedError as e:
+        except RefusedRequestError as e:
             response, nan = _error(e.status, str(e)), e.nan
         except ClientDisconnect:
             response = _error(400, "the client went away")  # nobody reads it; the counters do
@@ -209,26 +218,29 @@ class Server:
     async def _infer(self, request: Request, loaded: Loaded, deadline: float) -> tuple[Response, bool]:
         """Return the response, and whether the model answered values that are not numbers."""
         if self._inside >= self._bounds.concurrency + self._bounds.waiting:
-            raise _RefusedError(503, f"{self._inside} requests are being served or waiting; try again later")
+            raise RefusedRequestError(503, f"{self._inside} requests are being served or waiting; try again later")
         self._inside += 1
         body = bytearray()
         try:
             header_length = _header_length(request)
+            self._check_declared(request)
             try:
                 async with asyncio.timeout(deadline - time.monotonic()):
                     await self._read(request, body)
             except TimeoutError:
-                raise _RefusedError(408, f"the request did not arrive within {self._bounds.seconds:g} s") from None
-            answer = await self._turn(loaded, body, header_length, deadline)
+                raise RefusedRequestError(
+                    408, f"the request did not arrive within {self._bounds.seconds:g} s"
+                ) from None
+            found = await self._turn(loaded, body, header_length, deadline)
         finally:
             self._inside -= 1
             self._held -= len(body)
-        copied = self._copy(loaded, Copy(body, header_length, answer.data, answer.head, answer.seconds))
-        if answer.head is None:
-            return Response(answer.data, media_type="application/json", background=copied), answer.nan
-        headers = {_HEADER: str(answer.head)}
-        response = Response(answer.data, media_type="application/octet-stream", headers=headers, background=copied)
-        return response, answer.nan
+        copied = self._copy(loaded, Copy(body, header_length, found.data, found.head, found.seconds))
+        if found.head is None:
+            return Response(found.data, media_type="application/json", background=copied), found.nan
+        headers = {_HEADER: str(found.head)}
+        response = Response(found.data, media_type="application/octet-stream", headers=headers, background=copied)
+        return response, found.nan
 
     def _copy(self, loaded: Loaded, copy: Copy) -> BackgroundTask | None:
         """Return what is to be done with a copy once the reply has left, if anybody wants one."""
@@ -236,27 +248,33 @@ class Server:
             return None
         return BackgroundTask(self.copies.offer, copy)
 
+    def _check_declared(self, request: Request) -> None:
+        """Send away before reading what is too large by its own word; who asked with Expect then sends nothing."""
+        declared = request.headers.get("content-length", "0")
+        if declared.isdecimal() and int(declared) > self._bounds.body:
+            raise RefusedRequestError(413, f"the request is larger than {self._bounds.body} bytes")
+
     async def _read(self, request: Request, body: bytearray) -> None:
-        """Read into `body`, never more than the limits: Content-Length is only what the client says."""
+        """Read into `body`, never more than the limits: Content-Length is only what the client says, if it does."""
         async for piece in request.stream():
             body += piece
             self._held += len(piece)
             if len(body) > self._bounds.body:
-                raise _RefusedError(413, f"the request is larger than {self._bounds.body} bytes")
+                raise RefusedRequestError(413, f"the request is larger than {self._bounds.body} bytes")
             if self._held > self._bounds.bodies:
-                raise _RefusedError(503, "all requests together are too large at the moment; try again later")
+                raise RefusedRequestError(503, "all requests together are too large at the moment; try again later")
 
-    async def _turn(self, loaded: Loaded, body: bytearray, header_length: int | None, deadline: float) -> _Answer:
+    async def _turn(self, loaded: Loaded, body: bytearray, header_length: int | None, deadline: float) -> Answer:
         """Answer in a worker thread, so that a large JSON body does not stop the others either."""
         stop = Stop()
         self._running.add(stop)
-        work = self._workers.submit(_answer, loaded, bytes(body), header_length, stop)
+        work = self._workers.submit(answer, loaded, bytes(body), header_length, stop)
         work.add_done_callback(functools.partial(_let_go, self._running, stop))
         try:
             async with asyncio.timeout(deadline - time.monotonic()):
                 return await asyncio.wrap_future(work)
         except TimeoutError:
-            raise _RefusedError(504, f"no answer within {self._bounds.seconds:g} s") from None
+            raise RefusedRequestError(504, f"no answer within {self._bounds.seconds:g} s") from None
         finally:
             stop.now()  # after a timeout, or if the server ends; of no effect on what has ended
 
@@ -281,87 +299,51 @@ def _let_go(running: set[Stop], stop: Stop, _work: Future[Any]) -> None:
     running.discard(stop)
 
 
-@dataclass(frozen=True, slots=True)
-class _Answer:
-    """Body and JSON length of a response; `nan`: the model's values were not all numbers; `seconds`: it took to run."""
-
-    data: bytes
-    head: int | None
-    nan: bool
-    seconds: float
-
-
-def _answer(loaded: Loaded, body: bytes, header_length: int | None, stop: Stop) -> _Answer:
-    """Return the answer to one body. Raises _RefusedError, TimeoutError."""
-    nan = False
-    try:
-        request = oip.parse_request(body, header_length)
-        started = time.monotonic()
-        outputs = _run(loaded, request, stop)
-        seconds = time.monotonic() - started
-        nan = any(_has_nan(value) for _, value in outputs.values())
-        data, head = oip.build_response(loaded.model, str(loaded.release), outputs, request)
-    except FormatError as e:
-        raise _RefusedError(400, str(e), nan=nan) from None
-    except MemoryError:
-        raise _RefusedError(503, "not enough memory for this request") from None
-    return _Answer(data, head, nan, seconds)
-
-
-def _has_nan(value: Any) -> bool:  # noqa: ANN401 - an array
-    return value.dtype.kind == "f" and bool(np.isnan(value).any())
-
-
-def _run(loaded: Loaded, request: oip.Request, stop: Stop) -> Mapping[str, tuple[str, Any]]:
-    """Check the tensors against the model's signature, run it, and say what each output is."""
-    declared = {s.name: s for s in loaded.engine.inputs}
-    for name, (datatype, value) in request.inputs.items():
-        _check_input(name, datatype, value.shape, declared)
-    if absent := [n for n in declared if n not in request.inputs]:
-        raise FormatError(f"input {absent[0]!r} is missing; the model needs {', '.join(declared)}")
-    known = {s.name: s.datatype for s in loaded.engine.outputs}
-    if unknown := [n for n in request.outputs if n not in known]:
-        raise FormatError(f"there is no output {unknown[0]!r}; the model has {', '.join(known)}")
-    wanted = request.outputs or list(known)
-    found = _infer({n: v for n, (_, v) in request.inputs.items()}, wanted, loaded, stop)
-    return {name: (known[name], found[name]) for name in wanted}
-
-
-def _infer(inputs: Mapping[str, Any], wanted: Sequence[str], loaded: Loaded, stop: Stop) -> Mapping[str, Any]:
-    """Run the model on inputs that are all it declares.
-
-    What the engine refuses of them is then the model's fault, not the caller's: 500, which the watch after a switch
-    counts. Raises _RefusedError, MemoryError, TimeoutError.
-    """
-    try:
-        return loaded.engine.infer(inputs, wanted, stop)
-    except FormatError as e:
-        raise _RefusedError(500, f"{loaded.model} release {loaded.release}: {e}") from None
-
-
-def _check_input(name: str, datatype: str, shape: Sequence[int], declared: Mapping[str, Signature]) -> None:
-    if name not in declared:
-        raise FormatError(f"there is no input {name!r}; the model has {', '.join(declared)}")
-    wanted = declared[name]
-    if datatype != wanted.datatype:
-        raise FormatError(f"input {name!r} is {datatype}; the model needs {wanted.datatype}")
-    fits = len(shape) == len(wanted.shape) and all(w in {-1, d} for d, w in zip(shape, wanted.shape, strict=True))
-    if not fits:
-        raise FormatError(f"input {name!r} has shape {list(shape)}; the model needs {list(wanted.shape)}")
-
-
 def _header_length(request: Request) -> int | None:
-    """Length of the JSON part. Raises _RefusedError, also for a body that is compressed."""
+    """Length of the JSON part. Raises RefusedRequestError, also for a body that is compressed."""
     if request.headers.get("content-encoding", "identity") != "identity":
-        raise _RefusedError(415, "compressed requests are not taken: on this device they cost more than they save")
+        raise RefusedRequestError(
+            415, "compressed requests are not taken: on this device they cost more than they save"
+        )
     text = request.headers.get(_HEADER)
     if text is None:
         return None
     if not text.isascii() or not text.isdecimal() or len(text) > 12:  # noqa: PLR2004 - far beyond any body
-        raise _RefusedError(400, "Inference-Header-Content-Length must be a number")
+        raise RefusedRequestError(400, "Inference-Header-Content-Length must be a number")
     return int(text)
 
 
 def _error(status: int, message: str) -> Response:
     headers = {"Retry-After": "1"} if status == 503 else None  # noqa: PLR2004 - HTTP
     return JSONResponse({"error": message}, status_code=status, headers=headers)
+
+
+async def _document(request: Request) -> dict[str, Any]:
+    """Return a small JSON object, {} without a body. Raises RefusedRequestError."""
+    body = bytearray()
+    async for piece in request.stream():
+        body += piece
+        if len(body) > _MAX_DOCUMENT:
+            raise RefusedRequestError(413, f"the request is larger than {_MAX_DOCUMENT} bytes")
+    try:
+        found = json.loads(body or b"{}")
+    except (ValueError, RecursionError) as e:
+        raise RefusedRequestError(400, f"the request is not JSON: {e}") from None
+    if not isinstance(found, dict):
+        raise RefusedRequestError(400, "the request must be a JSON object")
+    return found
+
+
+async def _refused(_request: Request, error: Exception) -> Response:
+    assert isinstance(error, RefusedRequestError)  # noqa: S101 - registered for it alone
+    return _error(error.status, str(error))
+
+
+async def _not_here(request: Request, error: Exception) -> Response:
+    """Answer what no route takes as the protocol wants errors: an object with `error`."""
+    assert isinstance(error, HTTPException)  # noqa: S101 - as above
+    if error.status_code == 405:  # noqa: PLR2004 - HTTP
+        message = f"{request.method} is not for {request.url.path[:80]}"
+    else:
+        message = f"there is no {request.url.path[:80]}; /v2 says what this server offers"
+    return JSONResponse({"error": message}, status_code=error.status_code, headers=error.headers)

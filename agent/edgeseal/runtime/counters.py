@@ -23,7 +23,7 @@ _OK: Final = 200
 
 
 class Tally(msgspec.Struct):
-    """What one release of one model has done: answers by HTTP status, those with NaN, time spent."""
+    """What one release of one model has done: answers by HTTP status, those with NaN, time of the successful ones."""
 
     statuses: dict[int, int] = {}
     nan: int = 0
@@ -45,8 +45,8 @@ class Tally(msgspec.Struct):
         """Count one answer; the histogram holds successful ones only."""
         self.statuses[status] = self.statuses.get(status, 0) + 1
         self.nan += nan
-        self.seconds += seconds
         if status == _OK:
+            self.seconds += seconds
             self.buckets[bisect_left(BUCKETS, seconds)] += 1
 
     def merged(self, other: Tally) -> Tally:

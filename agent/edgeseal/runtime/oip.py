@@ -40,6 +40,7 @@ DTYPES: Final[dict[str, np.dtype[Any]]] = {
 }
 BYTES: Final = "BYTES"
 MAX_RANK: Final = 16
+_NOT_OFFERED: Final = frozenset({"classification", "sequence_id"})
 MAX_TENSORS: Final = 256
 
 
@@ -68,15 +69,18 @@ def parse_request(body: bytes, header_length: int | None) -> Request:
     names = [_text(item, "name", "an output") for item in wanted]
     if len(set(names)) != len(names):
         raise FormatError("an output is asked for twice")
-    flags = {
-        n: _parameters(i)["binary_data"] is True
-        for n, i in zip(names, wanted, strict=True)
-        if "binary_data" in _parameters(i)
-    }
+    flags = {}
+    for name, item in zip(names, wanted, strict=True):
+        parameters = _parameters(item)
+        _check_offered(parameters, f"output {name!r}")
+        if "binary_data" in parameters:
+            flags[name] = _flag(parameters, "binary_data")
+    everywhere = _parameters(document)
+    _check_offered(everywhere, "the request")
     id_ = document.get("id")
     if id_ is not None and not isinstance(id_, str):
         raise FormatError("`id` must be a string")
-    return Request(id_, inputs, names, flags, _parameters(document).get("binary_data_output") is True)
+    return Request(id_, inputs, names, flags, _flag(everywhere, "binary_data_output"))
 
 
 def build_response(
@@ -115,7 +119,11 @@ def _tensors(items: Sequence[dict[str, Any]], raw: memoryview, what: str) -> dic
         name, datatype, shape = _head(item)
         if name in found:
             raise FormatError(f"{what} {name!r} is given twice")
-        size = _parameters(item).get("binary_data_size")
+        parameters = _parameters(item)
+        _check_offered(parameters, f"{what} {name!r}")
+        size = parameters.get("binary_data_size")
+        if size is not None and "data" in item:
+            raise FormatError(f"{what} {name!r} has both `data` and `binary_data_size`")
         if size is None:
             found[name] = (datatype, from_json(datatype, shape, item.get("data"), name))
             continue
@@ -185,9 +193,12 @@ def from_json(datatype: str, shape: Sequence[int], data: object, name: str) -> A
         raise FormatError(f"{name!r}: {json.dumps(bad)[:40]} is no {datatype}")
     try:
         with np.errstate(over="ignore"):
-            return np.array(flat, dtype=dtype).reshape(tuple(shape))
+            found = np.array(flat, dtype=dtype).reshape(tuple(shape))
     except (OverflowError, ValueError) as e:
         raise FormatError(f"{name!r}: a value does not fit {datatype}: {e}") from e
+    if dtype.kind == "f" and not np.isfinite(found).all():
+        raise FormatError(f"{name!r}: a value is too large for {datatype}")
+    return found
 
 
 def to_json(datatype: str, value: Array, name: str) -> list[object]:
@@ -242,12 +253,17 @@ def _dtype(datatype: str, name: str) -> np.dtype[Any]:
 
 def _json(data: bytes) -> dict[str, Any]:
     try:
-        document = json.loads(data)
+        document = json.loads(data, parse_constant=_no_constant)
     except (ValueError, RecursionError) as e:
         raise FormatError(f"the request is not JSON: {e}") from None
     if not isinstance(document, dict):
         raise FormatError("the request must be a JSON object")
     return document
+
+
+def _no_constant(name: str) -> None:
+    """Refuse what Python would read and JSON does not have (RFC 8259 §6)."""
+    raise ValueError(f"{name} is no JSON; send such tensors in binary")
 
 
 def _list(document: dict[str, Any], key: str, *, required: bool = False) -> list[dict[str, Any]]:
@@ -279,4 +295,18 @@ def _parameters(item: dict[str, Any]) -> dict[str, Any]:
     value = item.get("parameters", {})
     if not isinstance(value, dict):
         raise FormatError("`parameters` must be an object")
+    return value
+
+
+def _check_offered(parameters: dict[str, Any], what: str) -> None:
+    """Refuse what other servers offer and would change the answer; a hint (priority, timeout) may be ignored."""
+    for name in parameters:
+        if name in _NOT_OFFERED or name.startswith("shared_memory_"):
+            raise FormatError(f"{what}: parameter {name[:80]!r} is not offered by this server")
+
+
+def _flag(parameters: dict[str, Any], key: str) -> bool:
+    value = parameters.get(key, False)
+    if not isinstance(value, bool):
+        raise FormatError(f"parameter `{key}` must be true or false")
     return value

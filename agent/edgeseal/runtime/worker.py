@@ -71,6 +71,7 @@ class Worker:
         self._server = Server(self._models, Bounds(**order["bounds"]), notes=repository.notes)
         config = uvicorn.Config(
             self._server.app(),
+            http="h11",  # what every device has; httptools, which comes with other extras, bounds no header
             log_config=None,
             access_log=False,
             server_header=False,
