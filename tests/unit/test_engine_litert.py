@@ -111,6 +111,42 @@ def test_several_callers_at_once_get_their_own_answers(tmp_path: Path) -> None:
     assert not wrong
 
 
+def _private_mib(directory: Path) -> float:
+    """Return what opening and running a model adds to the memory that a process has for itself alone."""
+    code = (
+        "import sys, numpy as np\n"
+        "from pathlib import Path\n"
+        "from edgeseal.runtime import engine\n"
+        "def anonymous():\n"
+        "    text = Path('/proc/self/status').read_text()\n"
+        "    return int(text.split('RssAnon:')[1].split()[0]) / 1024\n"
+        "engine.prepare(Path(sys.argv[1]))\n"
+        "before = anonymous()\n"
+        "model = engine.load(Path(sys.argv[1]))\n"
+        "model.infer({'x': np.ones((1, 2048), np.float32)}, ['y'])\n"
+        "print(anonymous() - before)\n"
+    )
+    done = subprocess.run(
+        [sys.executable, "-c", code, str(directory)], capture_output=True, text=True, check=True, timeout=60
+    )
+    return float(done.stdout)
+
+
+def test_without_prepacking_the_weights_are_not_copied(tmp_path: Path) -> None:
+    tflite_models.affine(width=2048).save(tmp_path / "model.tflite")  # 16 MiB of weights
+    (tmp_path / engine_settings.FILE).write_text('{"prepack": false}')
+    assert _private_mib(tmp_path) < 8
+    (tmp_path / engine_settings.FILE).unlink()
+    assert _private_mib(tmp_path) > 12  # negative control: XNNPACK keeps them in its own order
+
+
+def test_without_prepacking_there_is_no_xnnpack(tmp_path: Path) -> None:
+    load(tflite_models.affine(), tmp_path, prepack=False, providers=["xnnpack", "cpu"])
+    (tmp_path / engine_settings.FILE).unlink()
+    with pytest.raises(IncompatibleError, match="computed by xnnpack; here is cpu"):
+        load(tflite_models.affine(), tmp_path, prepack=False, providers=["xnnpack"])
+
+
 # Signatures -----------------------------------------------------------------------------------------------------------
 
 

@@ -20,8 +20,11 @@ from hypothesis import strategies as st
 from tests.unit import onnx_models
 
 from edgeseal import cbor
+from edgeseal.device import config
+from edgeseal.device.agent import Agent
 from edgeseal.errors import EdgesealError, FormatError, IncompatibleError, UsageError
-from edgeseal.runtime import engine, engine_settings
+from edgeseal.runtime import engine, engine_settings, probe_worker
+from edgeseal.runtime.adapters import Link
 from edgeseal.runtime.contract import Candidate
 from edgeseal.runtime.engine_settings import EngineSettings, parse
 from edgeseal.runtime.probe import Limits, probe
@@ -334,6 +337,31 @@ def test_options_in_the_model_itself_are_not_taken(release: Path) -> None:
 # Honoured by the gate -------------------------------------------------------------------------------------------------
 
 LIMITS = Limits(seconds=60, memory_mb=256, threads=1)
+
+
+def test_the_owners_limit_reaches_the_gate(release: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    settings_of = config.parse(b"[runtime]\nadapter = 'none'\nthreads = 3\n", name="x")
+    assert settings_of.runtime.threads == 3
+    adapter = Agent(settings_of).adapter()
+    assert isinstance(adapter, Link)
+    assert adapter._limits is not None
+    assert adapter._limits.threads == 3
+    asked: list[object] = []
+
+    def loading(_directory: Path, *, threads: int) -> None:
+        asked.append(threads)
+        raise FormatError("far enough")
+
+    monkeypatch.setattr(engine, "load", loading)
+    with pytest.raises(FormatError, match="far enough"):
+        probe_worker.examine(release, {}, None, threads=3)
+    assert asked == [3]
+
+
+@pytest.mark.parametrize("value", ["-1", "65", "true", "'2'"])
+def test_a_limit_that_means_nothing(value: str) -> None:
+    with pytest.raises(UsageError, match=r"x: runtime\.threads: Expected `int`"):
+        config.parse(f"[runtime]\nthreads = {value}\n".encode(), name="x")
 
 
 def test_the_gate_opens_the_model_as_asked(release: Path) -> None:

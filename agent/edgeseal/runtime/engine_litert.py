@@ -77,7 +77,7 @@ class LiteRtEngine:
     def __init__(self, path: Path, *, threads: int, settings: EngineSettings) -> None:
         """Open the model. Raises FormatError for whatever LiteRT refuses, MemoryError, IncompatibleError."""
         tflite_file.check(path)
-        available = ["cpu"] if settings.prepack is False and not settings.providers else list(_RESOLVERS)
+        available = ["cpu"] if settings.prepack is False else list(_RESOLVERS)
         resolver = _RESOLVERS[settings.provider_here(available)]
         self._turn = threading.Lock()
         self._interpreter = functools.partial(

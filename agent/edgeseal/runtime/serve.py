@@ -107,10 +107,15 @@ def _arguments(argv: Sequence[str] | None) -> argparse.Namespace:
     parser.add_argument("--models", type=Path, default=Path("/run/edgeseal/models"), help="model repository")
     parser.add_argument("--listen", default="127.0.0.1:8000", help="127.0.0.1:PORT or unix:PATH (port 0: any)")
     parser.add_argument("--ready-file", type=Path, help="write the address here once it answers")
-    parser.add_argument("--threads", type=int, default=0, help="threads of one inference (0: one per core)")
+    parser.add_argument(
+        "--threads",
+        type=int,
+        default=0,
+        help="most threads of one inference, whatever a release asks for (0: one per core)",
+    )
     parser.add_argument("--concurrency", type=int, default=2, help="inferences at once")
     parser.add_argument("--max-body-mb", type=int, default=64, help="largest request in MiB (all together: four times)")
-    parser.add_argument("--timeout", type=float, default=60, help="seconds for one request, waiting included")
+    parser.add_argument("--timeout", type=float, default=30, help="seconds for one request, waiting included")
     parser.add_argument("--status-file", type=Path, help="say here, in JSON, what serves and how it does")
     parser.add_argument(
         "--switch",
