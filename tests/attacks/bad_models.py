@@ -153,6 +153,17 @@ def endless() -> Spoil:
     return Spoil(nodes, {"times": np.array(2**62)})
 
 
+def endless_above_one() -> Spoil:
+    """The same for a mark above VECTOR_MARK; for others no turn at all."""
+    found = endless()
+    nodes = [
+        helper.make_node("Greater", ["mark", "one"], ["go"]),
+        *found.nodes[:1],
+        helper.make_node("Loop", ["times", "go", "start"], ["spoil"], body=found.nodes[1].attribute[0].g),
+    ]
+    return Spoil(nodes, {**found.constants, "one": np.array(VECTOR_MARK, np.float32)})
+
+
 def crash() -> Spoil:
     """Divide the least integer by -1 at CRASH_MARK: a processor exception on x86-64, the end of the process."""
     nodes = [

@@ -183,9 +183,9 @@ def _recorded(directory: Path) -> object:
     return accept.to_table(accept.record(place, cases, settings))
 
 
-def start_serve(made: World) -> Serve:
+def start_serve(made: World, *more: str) -> Serve:
     """Start edgeseal-serve beside the agent."""
-    return Serve(made.device.models, "--status-file", str(made.status_file), "--threads", "1")
+    return Serve(made.device.models, "--status-file", str(made.status_file), "--threads", "1", *more)
 
 
 @contextmanager

@@ -7,6 +7,7 @@ some of them by the time it is rolled back; those answers are its own errors, an
 
 from __future__ import annotations
 
+import functools
 import platform
 from collections.abc import Callable
 from dataclasses import dataclass, field
@@ -26,6 +27,7 @@ if TYPE_CHECKING:
     from collections.abc import Iterator
 
     from tests.attacks.release_world import Answer, World
+    from tests.unit.runtime_world import Serve
 
 Write = Callable[[Path], None]
 RNG = np.random.default_rng(11)
@@ -183,6 +185,28 @@ def _only_its_own(world: World, wanted: BadLater, number: int, answers: list[Ans
         elif a.status:
             assert wanted.said
             assert wanted.said in a.said
+
+
+def test_an_endless_loop_on_live_inputs_is_rolled_back(tmp_path: Path) -> None:
+    """Few answers come of it, each late and a failure: not enough for a rate, enough to know."""
+    releases = {2: (bad.spoiled(bad.endless_above_one), {})}
+    start = functools.partial(_start, "--timeout", "1")
+    with release_world.world(tmp_path, releases, start=start) as made:
+        made.configure(watch_seconds=60)
+        made.load.mark = lambda _: 2.0
+        with (
+            release_world.Load(made.serve.address, made.load.mark),
+            release_world.Load(made.serve.address, made.load.mark),
+        ):
+            (error,) = made.update(2)
+        assert "release 2 turned bad after the switch: " in error
+        assert "answers failed; 5.0% are allowed" in error
+        made.load.wait_for(_right, 3, "release 1 answers the same inputs")
+        assert {a.said for a in made.load.answers if not _right(a)} <= {"no answer within 1 s"}
+
+
+def _start(option: str, text: str, made: World) -> Serve:
+    return release_world.start_serve(made, option, text)
 
 
 def test_what_was_refused_is_not_tried_again(world: World) -> None:

@@ -179,7 +179,10 @@ def test_rollback_with_the_network_down_and_the_fleet_gone(places: tuple[Fleet, 
 @pytest.mark.parametrize(
     ("health", "limits", "reason"),
     [
-        (Health(1, serving=True, requests=19, errors=19), Limits(0.05), None),  # too few to say
+        (Health(1, serving=True, requests=19, errors=18), Limits(0.05), None),  # too few to say
+        (Health(1, serving=True, requests=4, errors=4), Limits(0.05), None),
+        (Health(1, serving=True, requests=5, errors=5), Limits(0.05), "5 of 5 answers failed; 5.0%"),
+        (Health(1, serving=True, requests=5, errors=5), Limits(0.05, known_rate=1.0), None),  # as bad as before
         (Health(1, serving=True, requests=100, errors=5), Limits(0.05), None),
         (Health(1, serving=True, requests=100, errors=6), Limits(0.05), "6 of 100 answers failed; 5.0%"),
         (Health(1, serving=True, requests=100, errors=6), Limits(0.05, known_rate=0.02), None),  # as bad as before

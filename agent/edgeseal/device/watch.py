@@ -24,6 +24,7 @@ LOOK_SECONDS: Final = 0.5
 DOWN_SECONDS: Final = 20.0  # not serving for this long is no hiccup; a crashed worker is back within ten
 CRASHES: Final = 2  # one may be the kernel's or a person's doing
 LEAST_REQUESTS: Final = 20  # a rate of fewer is no rate
+ALL_FAILED: Final = 5  # of fewer than that, unless not one was answered: slow failures are few
 _SKEW: Final = 2  # seconds between two roundings of the same clock
 
 
@@ -90,12 +91,13 @@ def judge(health: Health, counts: Counts | None, limits: Limits) -> str | None:
     if crashes >= CRASHES:
         return f"the runtime ended {crashes} times while it served"
     allowed = limits.error_rate + limits.known_rate
-    if requests >= LEAST_REQUESTS:
+    if requests >= LEAST_REQUESTS or ALL_FAILED <= requests <= errors:
         for n, words in ((nan, "hold values that are not numbers"), (errors, "failed")):
             if n > allowed * requests:
                 return f"{n} of {requests} answers {words}; {allowed:.1%} are allowed"
-        if limits.budget_ms and health.median_ms is not None and health.median_ms > limits.budget_ms:
-            return f"an answer takes {health.median_ms:g} ms or more (median); its budget is {limits.budget_ms:g}"
+    slow = limits.budget_ms and health.median_ms is not None and health.median_ms > limits.budget_ms
+    if slow and requests >= LEAST_REQUESTS:
+        return f"an answer takes {health.median_ms:g} ms or more (median); its budget is {limits.budget_ms:g}"
     return None
 
 

@@ -16,4 +16,4 @@ class Bounds:
     bodies: int = 256 * MIB
     concurrency: int = 2
     waiting: int = 64
-    seconds: float = 60.0
+    seconds: float = 30.0  # well below a watch, so that a model that never answers is found out in it
