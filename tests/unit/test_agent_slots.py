@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import secrets
+import shutil
 from typing import TYPE_CHECKING
 
 import pytest
@@ -12,6 +13,7 @@ from edgeseal.device import update
 from edgeseal.errors import IntegrityError, RefusedError
 from edgeseal.session.device import ServerKeyUnknownError
 from edgeseal.suite import PrivateKey
+from edgeseal.trust.floors import Slots
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -100,6 +102,27 @@ def test_two_damaged_floors_do_not_open_the_door_to_the_past(installed: World) -
     done = update.run(device.agent())
     assert isinstance(done.errors[0], RefusedError)
     assert device.serving() == 1
+
+
+def test_two_damaged_floors_are_raised_anew_by_the_next_poll(installed: World) -> None:
+    """Though nothing has changed: the committed metadata say how high they were. Then those may be lost too."""
+    fleet, device = installed
+    before = Slots(device.state / "trust").read()
+    assert before.versions
+    damage(device, "floors", 0, 1)
+    assert not update.run(device.agent()).errors
+    found = Slots(device.state / "trust").read()
+    assert (found.versions, found.time) == (before.versions, before.time)
+    for generation in (device.state / "trust").glob("generation*"):
+        shutil.rmtree(generation)
+    old = fleet.repository.freeze()
+    fleet.repository.publish()
+    assert not update.run(device.agent()).errors
+    for generation in (device.state / "trust").glob("generation*"):
+        shutil.rmtree(generation)
+    fleet.repository.files.clear()
+    fleet.repository.files.update(old)
+    assert isinstance(update.run(device.agent()).errors[0], RefusedError)
 
 
 def test_status_of_a_device_without_a_readable_state(installed: World) -> None:

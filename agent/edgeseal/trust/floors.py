@@ -97,10 +97,6 @@ class Slots:
         """Return the newest readable floors; none at all if no slot can be read."""
         return max((f for f in map(_read, self._paths()) if f), key=lambda f: f.sequence, default=Floors())
 
-    def spoilt(self) -> bool:
-        """Whether there are slots and none can be read: floors existed and were lost."""
-        return any(p.exists() for p in self._paths()) and not any(map(_read, self._paths()))
-
     def write(self, floors: Floors) -> None:
         """Store `floors` durably over the older slot. Raises OSError; the newer slot still holds then."""
         newest = self.read().sequence
