@@ -17,7 +17,7 @@ from edgeseal_host.cli import output
 from edgeseal_host.cli.station import station_option
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator, Sequence
+    from collections.abc import Sequence
 
     from edgeseal_host.station.devices import Made
     from edgeseal_host.station.directory import StationDirectory
@@ -63,30 +63,32 @@ def labels(station: StationDirectory, out: Path, batch: str | None, names: tuple
 
     The QR code holds the device's name. Print with scaling off, or it is not 50 x 25 mm.
     """
-    from edgeseal_host.station.labels import label, sheets
+    from edgeseal_host.station.labels import PER_PAGE, label, sheets
 
     devices = _devices(station, batch)
     if names:
         devices = _named(devices, names)
-    pages = list(sheets(devices))
-    with output.progress("labels", total=len(devices) + len(pages), unit="files") as advance:
-        for name, text in [*((f"{d.entry.device}.svg", label(d)) for d in devices), *_paged(pages)]:
-            (out / name).parent.mkdir(parents=True, exist_ok=True)
-            write_atomic(out / name, text.encode(), mode=0o644)
-            advance(1)
+    files = len(devices) + -(-len(devices) // PER_PAGE)
+    pages = []
+    with output.progress("labels", total=files, unit="files") as advance:
+        for number, page in enumerate(sheets(devices)):
+            pages.append(f"{_SHEETS}/{_PAGE.format(number + 1)}")
+            on_it = devices[number * PER_PAGE : (number + 1) * PER_PAGE]
+            for name, text in [(pages[-1], page), *((f"{d.entry.device}.svg", label(d)) for d in on_it)]:
+                _write(out / name, text)
+                advance(1)
     _remove_former(out / _SHEETS, len(pages))
-    result = {"directory": str(out), "labels": len(devices), "sheets": [name for name, _ in _paged(pages)]}
+    result = {"directory": str(out), "labels": len(devices), "sheets": pages}
     output.emit(result, f"{len(devices)} labels in {out}, {len(pages)} sheets in {out / _SHEETS}")
 
 
-def _paged(pages: Sequence[str]) -> Iterator[tuple[str, str]]:
-    """Name the sheets; in a directory of their own no device's name can be one of theirs."""
-    for number, page in enumerate(pages, 1):
-        yield f"{_SHEETS}/{_PAGE.format(number)}", page
+def _write(path: Path, text: str) -> None:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    write_atomic(path, text.encode(), mode=0o644)
 
 
 def _remove_former(folder: Path, pages: int) -> None:
-    """Remove what an earlier, longer call left: somebody would print it."""
+    """Remove what an earlier, longer call left: somebody would print it. No device's label is in this folder."""
     number = pages + 1
     while (former := folder / _PAGE.format(number)).exists():
         former.unlink()

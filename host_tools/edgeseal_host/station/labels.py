@@ -8,6 +8,7 @@ carries a key: a wrong one is a nuisance, not a leak.
 from __future__ import annotations
 
 import unicodedata
+from functools import lru_cache
 from typing import TYPE_CHECKING, Final
 from xml.sax.saxutils import escape, quoteattr
 
@@ -23,6 +24,7 @@ PAGE: Final = (210.0, 297.0)  # ISO 216 A4
 EDGE: Final = 5.0  # what office printers do not reach
 ACROSS: Final = int((PAGE[0] - 2 * EDGE) // WIDTH)
 DOWN: Final = int((PAGE[1] - 2 * EDGE) // HEIGHT)
+PER_PAGE: Final = ACROSS * DOWN
 QR: Final = 21.0  # a name of 64 characters has 37 modules and 8 of quiet zone: 0.47 each, and a phone reads 0.33
 MARGIN: Final = 2.0
 _LEFT: Final = QR + 2 * MARGIN
@@ -47,8 +49,8 @@ def label(device: Made) -> str:
 
 def sheets(devices: Sequence[Made]) -> Iterator[str]:
     """Return as many A4 pages as are needed, row by row from the top left."""
-    for start in range(0, len(devices), ACROSS * DOWN):
-        page = devices[start : start + ACROSS * DOWN]
+    for start in range(0, len(devices), PER_PAGE):
+        page = devices[start : start + PER_PAGE]
         places = ((EDGE + i % ACROSS * WIDTH, EDGE + i // ACROSS * HEIGHT) for i in range(len(page)))
         yield _document(*PAGE, [_label(device, x, y) for device, (x, y) in zip(page, places, strict=True)])
 
@@ -144,6 +146,7 @@ def _safe(text: str) -> str:
 # The code ------------------------------------------------------------------------------------------------------------
 
 
+@lru_cache(maxsize=2 * PER_PAGE)  # a device's label and its place on a sheet are drawn one after the other
 def _qr(text: str) -> str:
     """One path for a whole code: rows of dark modules as rectangles."""
     import segno
