@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import subprocess
 import sys
 import threading
@@ -236,6 +237,33 @@ def test_who_waits_behind_an_endless_inference_can_be_stopped(tmp_path: Path) ->
         [sys.executable, "-c", code, str(tmp_path)], capture_output=True, text=True, check=False, timeout=60
     )
     assert done.stdout == "stopped\n", done.stderr
+
+
+@pytest.mark.parametrize(("longest", "ends"), [(0.0, True), (60.0, False)])
+def test_an_inference_that_goes_on_after_its_end_takes_its_process_along(
+    tmp_path: Path, longest: float, *, ends: bool
+) -> None:
+    """Unless it may just be slow: one that began late in its caller's time must not cost the others theirs."""
+    tflite_models.endless().save(tmp_path / "model.tflite")
+    code = (
+        "import os, sys, threading, time, numpy as np\n"
+        "from pathlib import Path\n"
+        "from edgeseal.runtime import engine, engine_litert\n"
+        "engine_litert._LEAST_SECONDS = 0.3\n"
+        "found, stop = engine.load(Path(sys.argv[1])), engine.Stop()\n"
+        "found._longest = float(sys.argv[2])\n"
+        "begun, run = threading.Event(), found._graph.run\n"
+        "found._graph.run = lambda inputs: (begun.set(), run(inputs))[1]\n"
+        "call = lambda: found.infer({'x': np.zeros(1, np.float32)}, ['y'], stop)\n"
+        "threading.Thread(target=call, daemon=True).start()\n"
+        "begun.wait()\n"
+        "stop.now()\n"
+        "time.sleep(float(sys.argv[3]))\n"
+        "os._exit(0)\n"
+    )
+    words = [str(tmp_path), str(longest), "30" if ends else "1"]
+    done = subprocess.run([sys.executable, "-c", code, *words], check=False, timeout=60)
+    assert done.returncode == (os.EX_SOFTWARE if ends else 0)
 
 
 def test_one_that_was_stopped_before_its_turn_does_not_run(tmp_path: Path) -> None:

@@ -12,7 +12,8 @@ import functools
 import logging
 import os
 import threading
-from typing import TYPE_CHECKING, Any, Final
+import time
+from typing import TYPE_CHECKING, Any, Final, Self
 
 from edgeseal.errors import FormatError
 from edgeseal.runtime import tflite_file
@@ -40,7 +41,8 @@ if TYPE_CHECKING:
 VERSION: Final = str(_version)
 DEFAULT_SIGNATURE: Final = "serving_default"  # what the converters call the one of a model that has no other
 MAX_ELEMENTS: Final = 2**31 - 1  # LiteRT counts in C ints
-GRACE_SECONDS: Final = 3.0  # what comes later answers nobody: its caller has been told that there is no answer
+_LEAST_SECONDS: Final = 5.0  # an inference that was stopped may take this long,
+_TIMES: Final = 4  # or so many times what the longest has taken that gave an answer
 _POLL_SECONDS: Final = 0.05
 _MAX_SAID: Final = 2**16  # an interpreter's messages hold all that it has ever complained of: then a fresh one is made
 _SHOWN: Final = 300
@@ -80,6 +82,7 @@ class LiteRtEngine:
         available = ["cpu"] if settings.prepack is False else list(_RESOLVERS)
         resolver = _RESOLVERS[settings.provider_here(available)]
         self._turn = threading.Lock()
+        self._longest = 0.0  # seconds
         self._interpreter = functools.partial(
             Interpreter, model_path=str(path), num_threads=threads, experimental_op_resolver_type=resolver
         )
@@ -108,8 +111,9 @@ class LiteRtEngine:
             _check_stop(stop)
         try:
             _check_stop(stop)
-            with _Overdue(stop):
+            with _Overdue(stop, max(_LEAST_SECONDS, _TIMES * self._longest)) as taken:
                 found = self._graph.run(inputs)
+            self._longest = max(self._longest, taken.seconds)
         except (ValueError, RuntimeError, TypeError) as e:
             if len(str(e)) > _MAX_SAID:
                 self._open()
@@ -121,37 +125,45 @@ class LiteRtEngine:
 
 
 class _Overdue:
-    """Ends this process when an inference goes on for `GRACE_SECONDS` after it was stopped.
+    """Ends this process when an inference goes on after it was stopped, and has taken longer than it can need.
 
     It would keep its model's turn, a thread and its cores for ever. edgeseal-serve starts its worker again at once and
     counts a crash, which is what gives a release back within its watch; connections wait in the socket's queue.
+    `allowed`: seconds from here that are not held against it, because it may have begun just before its caller's
+    time was over.
     """
 
-    def __init__(self, stop: Stop | None) -> None:
+    def __init__(self, stop: Stop | None, allowed: float) -> None:
         self._lock = threading.Lock()
-        self._done = stop is None
-        self._timer = threading.Timer(GRACE_SECONDS, _end_process)
-        self._timer.daemon = True
-        if stop is not None:
-            stop.on(self._begin)
+        self._stop, self._allowed = stop, allowed
+        self._timer: threading.Timer | None = None
+        self._done = False
 
-    def __enter__(self) -> None:
-        pass
+    def __enter__(self) -> Self:
+        self._began = time.monotonic()
+        if self._stop is not None:
+            self._stop.on(self._watch)
+        return self
 
     def __exit__(self, *_: object) -> None:
+        self.seconds = time.monotonic() - self._began
         with self._lock:
             self._done = True
-            self._timer.cancel()
+            if self._timer is not None:
+                self._timer.cancel()
 
-    def _begin(self) -> None:
+    def _watch(self) -> None:
         with self._lock:
-            if not self._done:
-                self._done = True
-                self._timer.start()
+            if self._done or self._timer is not None:
+                return
+            left = self._began + self._allowed - time.monotonic()
+            self._timer = threading.Timer(max(0.0, left), _end_process)
+            self._timer.daemon = True
+            self._timer.start()
 
 
 def _end_process() -> None:
-    logger.error("LiteRT goes on with an inference that was ended %.0f s ago: this process ends", GRACE_SECONDS)
+    logger.error("LiteRT goes on with an inference that was ended: this process ends")
     os._exit(os.EX_SOFTWARE)
 
 
