@@ -23,7 +23,7 @@ from edgeseal import cbor
 from edgeseal.device import config
 from edgeseal.device.agent import Agent
 from edgeseal.errors import EdgesealError, FormatError, IncompatibleError, UsageError
-from edgeseal.runtime import engine, engine_settings, probe_worker
+from edgeseal.runtime import engine, engine_settings, probe_worker, serve
 from edgeseal.runtime.adapters import Link
 from edgeseal.runtime.contract import Candidate
 from edgeseal.runtime.engine_settings import EngineSettings, parse
@@ -373,3 +373,24 @@ def test_the_gate_says_what_the_device_lacks(release: Path) -> None:
     engine_settings.leave(release, {"engine": {"providers": ["cuda"]}})
     with pytest.raises(IncompatibleError, match="m release 1: the release wants to be computed by cuda; here is cpu"):
         probe(Candidate("m", 1, release, None), LIMITS)
+
+
+# Which engines are installed ------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("missing", "said"),
+    [
+        ({"onnxruntime"}, None),
+        ({"ai_edge_litert"}, None),
+        ({"onnxruntime", "ai_edge_litert"}, "the extra 'onnx' or 'litert'"),
+        ({"uvicorn"}, "the extra 'serve'"),
+    ],
+)
+def test_edgeseal_serve_needs_one_engine(monkeypatch: pytest.MonkeyPatch, missing: set[str], said: str | None) -> None:
+    monkeypatch.setattr(serve, "find_spec", lambda name: None if name in missing else object())
+    if said is None:
+        serve._check_extras()
+        return
+    with pytest.raises(UsageError, match=said):
+        serve._check_extras()
