@@ -51,6 +51,8 @@ def server() -> Iterator[world.Serve]:
             "gate": {"7": {"cases": 12, "latency_ms": 3.1, "memory_mb": 48.2}},
             "rollback": {"release": 5, "reason": f"31 of 40 answers failed: {ATTACK}", "at": int(time.time()) - 7300},
         }
+        note["refused"] = {"release": 8, "reason": "acceptance vector 3: 2 of 4 values differ", "at": 1_795_000_000}
+        note["shadow"] = {"release": 7, "words": "120 answers compared, 0 differ"}
         models.note("press", note)
         models.note(LONG, {"rollback": {"release": 2, "reason": "A" * 400, "at": 0}})
         with world.serving(models) as running:
@@ -84,6 +86,8 @@ def test_what_a_person_reads(browser: Browser, server: world.Serve) -> None:
         "passed: 12 cases, 3.1 ms an answer (median), 48.2 MiB of memory",
         "Last rollback: release 5 was taken back. 31 of 40 answers failed: <script>alert('mark')",
         "UTC (2 h ago)",
+        "Last refusal: release 8 was not let in. acceptance vector 3: 2 of 4 values differ",
+        "120 answers compared, 0 differ",
         "Release 3 does not load.",
         "not an ONNX model",
         "no request yet",

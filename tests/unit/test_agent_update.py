@@ -84,6 +84,19 @@ def test_rollback_goes_back_and_the_release_left_is_not_tried_again(world: World
     failed(device, 2, "no release to go back to", "rollback")
 
 
+def test_what_was_refused_is_noted_beside_the_model_for_its_page(world: World) -> None:
+    fleet, device = world
+    ok(device, "update")
+    device.write_config(runtime={"probe": True})
+    fleet.publish(2)  # no model at all
+    fleet.assigned = 2
+    failed(device, 6, "no model file in the release", "update")
+    assert device.serving() == 1
+    refused = device.agent().models.notes(MODEL)["refused"]
+    assert (refused["release"], "no model file" in refused["reason"]) == (2, True)
+    assert refused["at"] > 1_700_000_000
+
+
 def test_reboot_without_network_restores_the_release(world: World) -> None:
     _fleet, device = world
     ok(device, "update")

@@ -130,6 +130,30 @@ def test_a_release_that_does_not_load_beside_one_that_serves() -> None:
     assert "Release 8 does not load; release 7 goes on. not an ONNX model" in text
 
 
+def test_a_release_in_the_shadow_and_what_one_before_it_did_there() -> None:
+    shadow = {
+        "release": 8,
+        "id": "a",
+        "state": "running",
+        "seen": 9,
+        "copied": 4,
+        "figures": {"compared": 4, "differing": 1},
+    }
+    notes = {"shadow": {"release": 7, "words": "120 answers compared, 0 differ"}}
+    text = render([loaded()], status={"press": {"serving": 7, "shadow": shadow}}, notes={"press": notes}).text
+    assert "Release 8 runs copies of live requests; nobody gets its answers. 4 answers compared, 1 differ" in text
+    assert "Shadow 120 answers compared, 0 differ" in text
+    assert "Shadow" not in render([loaded(release=8)], notes={"press": notes}).text
+
+
+def test_a_release_that_was_refused() -> None:
+    notes = {"refused": {"release": 8, "reason": "acceptance vector 1: 3 of 4 values differ", "at": NOW - 60}}
+    text = render([loaded()], notes={"press": notes}).text
+    assert (
+        "Last refusal: release 8 was not let in. acceptance vector 1: 3 of 4 values differ 2026-11-25 13:24:00" in text
+    )
+
+
 def test_a_model_that_nothing_serves() -> None:
     status = {"b": {"failed": {"release": 3, "reason": "not an ONNX model", "at": int(NOW)}}}
     text = render([loaded("a")], status=status).text
@@ -168,12 +192,12 @@ def test_a_host_with_a_name_like_markup() -> None:
 
 @given(
     st.dictionaries(
-        st.sampled_from(["gate", "rollback", "refused"]),
+        st.sampled_from(["gate", "rollback", "refused", "shadow"]),
         st.recursive(
             st.sampled_from([None, True, 7, -1, 10**30, 1.5, float("nan"), float("inf"), "7", "<b>"]),
             lambda inner: (
                 st.lists(inner, max_size=2)
-                | st.dictionaries(st.sampled_from(["7", "release", "reason", "at", "cases", "latency_ms"]), inner)
+                | st.dictionaries(st.sampled_from(["7", "release", "reason", "at", "cases", "words"]), inner)
             ),
             max_leaves=8,
         ),

@@ -201,8 +201,7 @@ def _give_back(
             trial.release, trial.manifest, cause.message, policy=under, at=int(agent.clock()), served=served
         )
         agent.say(f"{candidate.model} release {trial.release}: {'rolled back' if served else 'refused'}")
-        if served:
-            _note(agent, candidate.model, rollback=(trial.release, cause.message))
+        _note(agent, candidate.model, gone=("rollback" if served else "refused", trial.release, cause.message))
     new = msgspec.structs.replace(state.with_model(candidate.model, model), report_due=state.report_due or bool(cause))
     try:
         agent.state_file.write(new)
@@ -228,7 +227,7 @@ def _undo_interrupted(agent: Agent, candidate: Candidate, trial: Trial) -> None:
     _set(agent, candidate.model, msgspec.structs.replace(trial, step="interrupted", attempts=attempts))
 
 
-def _note(agent: Agent, name: str, *, gate: Trial | None = None, rollback: tuple[int, str] | None = None) -> None:
+def _note(agent: Agent, name: str, *, gate: Trial | None = None, gone: tuple[str, int, str] | None = None) -> None:
     """Leave beside the model what its page shows. For people only: nothing depends on it, so nothing fails of it."""
     with contextlib.suppress(*_CANNOT):
         about = agent.models.notes(name)
@@ -238,9 +237,9 @@ def _note(agent: Agent, name: str, *, gate: Trial | None = None, rollback: tuple
             about["gate"] = {str(gate.release): figures}
         if gate is not None and gate.shadow is not None:
             about["shadow"] = {"release": gate.release, "words": gate.shadow.text()}
-        if rollback is not None:
-            release, reason = rollback
-            about["rollback"] = {"release": release, "reason": reason, "at": int(agent.clock())}
+        if gone is not None:
+            how, release, reason = gone
+            about[how] = {"release": release, "reason": reason, "at": int(agent.clock())}
         if about:
             agent.models.note(name, about)
 

@@ -18,6 +18,7 @@ from edgeseal.runtime.counters import BUCKETS
 from edgeseal.runtime.page_plot import plot
 from edgeseal.runtime.page_words import count, plural, span, text, when
 from edgeseal.runtime.serve_status import ModelStatus
+from edgeseal.runtime.shadow_text import words
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Mapping
@@ -55,6 +56,13 @@ class EventNote(msgspec.Struct):
     at: float = 0
 
 
+class ShadowNote(msgspec.Struct):
+    """How a release did on copies of live requests before it served."""
+
+    release: int
+    words: str
+
+
 @dataclass(frozen=True)
 class View:
     """One model as the page shows it; what is not known is None or empty."""
@@ -66,6 +74,7 @@ class View:
     gate: GateNote | None = None
     rollback: EventNote | None = None
     refused: EventNote | None = None
+    shadow: ShadowNote | None = None
 
 
 def render(
@@ -118,6 +127,7 @@ def _view(
         gates.get(str(serving.release)) if serving else None,
         _read(notes.get("rollback"), EventNote),
         _read(notes.get("refused"), EventNote),
+        _read(notes.get("shadow"), ShadowNote),
     )
 
 
@@ -173,6 +183,8 @@ def _facts(view: View, now: float) -> str:
     if view.serving is not None:
         since = view.status.since or view.serving.since
         facts = [("Serves since", when(since, now)), ("Gate", _gate(view.gate))]
+        if view.shadow is not None and view.shadow.release == view.serving.release:
+            facts.append(("Shadow", text(view.shadow.words)))
         tally = view.tallies.get(view.serving.release)
         facts.append(("Answers", _speed(tally)))
         facts.append(("Switches by", _SWITCHES.get(view.status.mode, text(view.status.mode))))
@@ -211,6 +223,9 @@ def _events(view: View, now: float) -> str:
     goes_on = f"; release {view.serving.release} goes on" if view.serving else ""
     if view.status.candidate is not None:
         notes.append(_note("good", f"Release {view.status.candidate} is being loaded{goes_on}.", "", ""))
+    if shadow := view.status.shadow:
+        what = f"Release {shadow.release} runs copies of live requests; nobody gets its answers."
+        notes.append(_note("good", what, text(words(shadow)), ""))
     if failed := view.status.failed:
         what = f"Release {failed.release} does not load{goes_on}."
         notes.append(_note("bad", what, text(failed.reason), when(failed.at, now)))
@@ -218,7 +233,7 @@ def _events(view: View, now: float) -> str:
         what = f"Last rollback: release {back.release} was taken back."
         notes.append(_note("warn", what, text(back.reason), when(back.at, now)))
     if no := view.refused:
-        what = f"Last refusal: release {no.release} did not pass its gate."
+        what = f"Last refusal: release {no.release} was not let in."
         notes.append(_note("warn", what, text(no.reason), when(no.at, now)))
     return "".join(notes)
 
