@@ -24,6 +24,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import ctypes
+import gc
 import json
 import logging
 import os
@@ -40,6 +41,7 @@ from edgeseal.runtime.app import Server
 from edgeseal.runtime.bounds import Bounds
 from edgeseal.runtime.counters import tallies
 from edgeseal.runtime.models import Models
+from edgeseal.runtime.rehearsal import rehearse
 from edgeseal.runtime.repository import ModelRepository
 from edgeseal.runtime.shadow_copies import Copies, Counts
 
@@ -69,8 +71,9 @@ class Worker:
         self._models = Models.load(releases, threads=order["threads"], failed=order["failed"])
         repository = ModelRepository(Path(order["root"]), allow_disk=True)
         self._server = Server(self._models, Bounds(**order["bounds"]), notes=repository.notes)
+        self._app = self._server.app()
         config = uvicorn.Config(
-            self._server.app(),
+            self._app,
             http="h11",  # what every device has; httptools, which comes with other extras, bounds no header
             log_config=None,
             access_log=False,
@@ -89,6 +92,7 @@ class Worker:
         for number in (signal.SIGTERM, signal.SIGINT):
             loop.add_signal_handler(number, self._end)
         self._control.settimeout(0)
+        await self._rehearse()
         failed = {m: r for m, r in self._models.failed.items() if m not in self._models.loaded}
         self._say({"loaded": sorted(self._models.loaded), "failed": failed})
         serving: asyncio.Task[None] | None = None
@@ -118,6 +122,13 @@ class Worker:
         self._server.status = word.get("status", self._server.status)
         if "shadow" in word:
             self._shadow(word["shadow"])
+
+    async def _rehearse(self) -> None:
+        """Go the callers' way once before they do, and count nothing of it."""
+        await rehearse(self._app, self._models.all())
+        self._server.counters.own.clear()
+        gc.collect()
+        gc.freeze()  # what is loaded stays: a full collection over all of it would be a pause for callers
 
     async def _serve(self) -> None:
         task = asyncio.create_task(self._uvicorn.serve(sockets=[self._listener]))
