@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING
 import pytest
 from tests.sim.terminal import PATIENCE, Terminal, terminal
 from tests.unit.publisher_world import ok
+from tests.unit.station_world import BATCH, World
 
 from edgeseal.provisioning import REMEDIES, Code
 
@@ -83,6 +84,7 @@ def test_four_ports_one_of_them_failing(window: Terminal) -> None:
     assert code == 1, "one failed"
     assert "what was there before" in after, "the former screen is back"
     assert "3 PASS, 1 FAIL" in after
+    assert f"simulated-0004: FAIL: {reason}; {REMEDIES[Code.KEY_SEEN]}" in after.replace("\n", "")
     assert "simulated-0004" in after
     assert "Traceback" not in after
     assert_given_back(window)
@@ -112,6 +114,22 @@ def test_enter_tries_again_and_a_scanner_is_heard_and_nothing_is_typed_across_th
     assert_given_back(window)
 
 
+def test_a_device_waits_until_its_label_was_scanned(window: Terminal, tmp_path: Path) -> None:
+    world = World.make(tmp_path / "world", text=BATCH.replace('group = "presses"', 'group = "presses"\nscan = true'))
+    window.run(EDGESEAL, "station", "run", "--simulate", 2, "--batch", world.place / "batch.toml", *FAST)
+    waiting = window.wait_for(lambda screen: screen.count("scan it") == 2)
+    assert "scan it" in row(waiting, "simulated-0002")
+    window.type("simulated-0009")
+    window.wait_for(lambda screen: "scanned simulated-0009" in screen)
+    window.type("SIMULATED-0002")  # a scanner with the Caps Lock on
+    screen = window.wait_for(lambda screen: "1 PASS" in screen)
+    assert " PASS " in row(screen, "simulated-0002")
+    assert "scan it" in row(screen, "simulated-0001")
+    window.keys("C-c")
+    assert window.exited()[0] == 0
+    assert_given_back(window)
+
+
 def test_a_window_that_shrinks_keeps_the_failure_and_the_yield(window: Terminal) -> None:
     window.run(*FOUR, *FAST)
     window.wait_for(four_verdicts)
@@ -137,6 +155,13 @@ def test_a_window_that_is_closed_ends_the_run_and_its_journal_in_order(window: T
     found = ok("station", "verify-journal", *at)
     assert found["signed"] == found["entries"], "the run's end is in the journal, signed"
     assert len(ok("station", "export", *at)["devices"]) == 3
+
+
+def test_a_terminal_that_cannot_be_drawn_on_gets_lines(window: Terminal) -> None:
+    window.run("env", "TERM=dumb", *FOUR, *FAST, "--once")
+    code, after = window.exited()
+    assert code == 1
+    assert after.count(": PASS (") == 3
 
 
 def test_into_a_pipe_there_is_no_screen(window: Terminal) -> None:

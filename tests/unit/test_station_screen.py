@@ -14,7 +14,7 @@ from rich.console import Console
 
 from edgeseal.provisioning import REMEDIES, Code
 from edgeseal_host.station.lane import Phase, View
-from edgeseal_host.station.screen import HELP, Screen, render
+from edgeseal_host.station.screen import HELP, Screen, possible, render
 from edgeseal_host.station.tally import Tally
 
 if TYPE_CHECKING:
@@ -251,3 +251,28 @@ def test_what_was_said_is_shown_until_two_others_came() -> None:
     assert "first note" not in out.getvalue()
     assert "second note" in out.getvalue()
     assert "third note" in out.getvalue()
+
+
+def test_why_devices_failed_stays_when_the_view_is_gone() -> None:
+    console, out = terminal()
+    silent = View("/dev/lane5", Phase.FAILED, reason="no answer in 20 s", remedy="check power", code=Code.NO_ANSWER)
+    mended = View("/dev/lane6", Phase.FAILED, "1000", reason="the port went away", remedy="plug it in")
+    with Screen("title", console=console) as screen:
+        for view in (FAILED, silent, mended, PASSED, View("/dev/lane6", Phase.PASSED, "1000", "press-9", "PASS", 1.0)):
+            screen.changed(view)
+    after = out.getvalue().split("\x1b[?1049l")[1]
+    assert f"/dev/lane3: {FAILED.serial}: FAIL: {REASON}; {REMEDIES[Code.KEY_SEEN]}" in after
+    assert "/dev/lane5: nobody: FAIL: no answer in 20 s; check power" in after
+    assert after.count("FAIL") == 2, "what passed in the end is no failure"
+
+
+@pytest.mark.parametrize("term", ["dumb", "unknown"])
+def test_a_terminal_that_cannot_be_drawn_on_gets_no_screen(monkeypatch: pytest.MonkeyPatch, term: str) -> None:
+    monkeypatch.setattr("sys.stdout.isatty", lambda: True, raising=False)
+    monkeypatch.setenv("TERM", "xterm")
+    assert possible(Console(force_terminal=True))
+    monkeypatch.setenv("TERM", term)
+    assert not possible(Console(force_terminal=True))
+    monkeypatch.setattr("sys.stdout.isatty", lambda: False, raising=False)
+    monkeypatch.setenv("TERM", "xterm")
+    assert not possible(Console(force_terminal=True)), "FORCE_COLOR makes no terminal of a pipe"

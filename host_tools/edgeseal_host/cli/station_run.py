@@ -6,7 +6,6 @@ On a terminal a full screen, else a line of text for each event, with --json a J
 from __future__ import annotations
 
 import getpass
-import sys
 import time
 from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
@@ -240,9 +239,10 @@ def _left_by_earlier_runs(journal: Journal) -> Iterator[str]:
 def _audience(title: str) -> Iterator[Audience]:
     if output.json_wanted():
         yield JsonReport(click.echo)
-    elif sys.stdout.isatty():
-        from edgeseal_host.station.screen import Screen
+        return
+    from edgeseal_host.station.screen import Screen, possible
 
+    if possible():
         with Screen(title) as screen:
             yield screen
     else:

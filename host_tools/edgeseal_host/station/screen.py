@@ -6,6 +6,7 @@ than lines, those that need nobody make room and are counted instead. Not here: 
 
 from __future__ import annotations
 
+import sys
 from collections import Counter, deque
 from dataclasses import replace
 from typing import TYPE_CHECKING, Final
@@ -16,7 +17,7 @@ from rich.live import Live
 from rich.panel import Panel
 from rich.text import Text
 
-from edgeseal_host.station.lane import Phase
+from edgeseal_host.station.lane import OVER, Phase
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Sequence
@@ -48,6 +49,11 @@ _MESSAGES: Final = 2
 _INDENT: Final = 4
 
 
+def possible(console: Console | None = None) -> bool:
+    """Whether standard output is a terminal that can be drawn on: one that is `dumb` can not."""
+    return sys.stdout.isatty() and not (console or Console()).is_dumb_terminal
+
+
 class Screen:
     """A run's audience on a terminal; a context manager, because the terminal is given back at the end."""
 
@@ -55,6 +61,7 @@ class Screen:
         """`title` names station, batch and operator."""
         self._title = title
         self._said: deque[str] = deque(maxlen=_MESSAGES)
+        self._failed: dict[str, View] = {}
         self._console = console or Console()
         self._live = Live(console=self._console, screen=True, auto_refresh=False, transient=False)
 
@@ -66,11 +73,19 @@ class Screen:
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        """Give the terminal back."""
+        """Give the terminal back, and leave on it why devices failed: the view with the reasons is gone."""
         self._live.__exit__(kind, error, trace)
+        for view in self._failed.values():
+            who = f"{view.port}: {view.serial or 'nobody'}"
+            self._console.print(Text(f"{who}: FAIL: {view.reason}; {view.remedy}"), soft_wrap=True)
 
     def changed(self, view: View) -> None:
-        """Nothing: the next tick shows it."""
+        """Remember failures; everything else is shown by the next tick."""
+        who = view.serial or view.port
+        if view.phase is Phase.FAILED:
+            self._failed[who] = view
+        elif view.phase in OVER:
+            self._failed.pop(who, None)
 
     def said(self, text: str) -> None:
         """Show it at the bottom, until two others came."""
