@@ -141,13 +141,55 @@ def test_the_network_never_holds_the_line_up(records: Records, talk: Talk, serve
 
 
 def test_server_that_comes_back_gets_everything(records: Records, talk: Talk, server: Direct) -> None:
+    back = threading.Event()
+
     def down(call: int) -> None:
         if call < 5:
             raise TemporaryError("no answer")
+        back.set()
 
     server.before = down
     with records.world.journal() as journal:
-        assert talk.all(journal).waiting == 0
+        running = talk.begin(journal)
+        assert back.wait(30), "asked again and again"
+        running.close()
+        assert (running.waiting, uploaded(journal)) == (0, ALL)
+
+
+def test_server_that_does_not_answer_is_asked_once_more_at_the_end_and_not_waited_for(
+    records: Records, server: Direct
+) -> None:
+    asked = threading.Event()
+
+    def down(_: int) -> None:
+        asked.set()
+        raise TemporaryError("no answer")
+
+    server.before = down
+    said: list[str] = []
+    with records.world.journal() as journal:
+        running = Uploader(journal, SigningRegistrar(server, records.signer), said.append, retry=3600)
+        assert asked.wait(30)
+        running.close(patience=3600)
+        assert (server.calls, running.waiting) == (2, 3)
+    assert said == ["3 records are not at the fleet server yet: edgeseal station upload, or carry"]
+
+
+def test_a_backlog_is_written_down_a_little_at_a_time(
+    records: Records, talk: Talk, server: Direct, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Each entry is flushed to disk, and the lines wait as long."""
+    monkeypatch.setattr(uploader, "NOTES", 1)
+    done = threading.Event()
+    server.after = lambda call: done.set() if call == 3 else None
+    with records.world.journal() as journal:
+        running = talk.begin(journal)
+        assert done.wait(30)
+        while running._sent.qsize() < 3:
+            time.sleep(0.001)
+        running.step()
+        assert uploaded(journal) == ALL[:1]
+        running.close()
         assert uploaded(journal) == ALL
 
 

@@ -7,6 +7,7 @@ server's answer and the journal's entry, the same record is sent again and is kn
 
 from __future__ import annotations
 
+import itertools
 import queue
 import threading
 from dataclasses import dataclass
@@ -27,6 +28,7 @@ if TYPE_CHECKING:
 
 RETRY: Final = 10.0  # seconds until a server that did not answer is asked again
 PATIENCE: Final = 30.0  # seconds at the end of a run for what is still to be sent
+NOTES: Final = 4  # journal entries in one step: each is flushed, and the lines wait meanwhile
 
 
 class Client(Protocol):
@@ -82,7 +84,8 @@ class Uploader:
         self._retry = retry
         self._todo: queue.Queue[tuple[Entry, bytes] | None] = queue.Queue()
         self._sent: queue.Queue[_Sent] = queue.Queue()
-        self._stop = threading.Event()
+        self._closing = threading.Event()  # whoever waits for a server tries once more, and gives up
+        self._stop = threading.Event()  # nobody writes answers down any more
         self._seen = journal.head.n if journal.head else 0
         self._not_welcome = False
         self.waiting = 0
@@ -100,19 +103,21 @@ class Uploader:
             for entry in self._journal.of_kind(chain.PROVISIONED, after=self._seen):
                 self._put(entry)
             self._seen = head.n
-        while True:
-            try:
-                self._note(self._sent.get_nowait())
-            except queue.Empty:
-                return
+        for _ in range(min(NOTES, self._sent.qsize())):
+            self._note(self._sent.get_nowait())
 
     def close(self, *, patience: float = PATIENCE) -> None:
-        """Wait at most so many seconds for the rest; what is left stays for later."""
+        """Wait at most so many seconds for the rest; what is left stays for later.
+
+        A server that does not answer is asked once more and not waited for.
+        """
         self.step()
         self._todo.put(None)
+        self._closing.set()
         self._thread.join(patience)
         self._stop.set()
-        self.step()
+        while self._sent.qsize():
+            self._note(self._sent.get_nowait())
         if self.waiting:
             self._say(f"{self.waiting} records are not at the fleet server yet: edgeseal station upload, or carry")
 
@@ -140,24 +145,27 @@ class Uploader:
         while (job := self._todo.get()) is not None:
             entry, record = job
             error = self._send(record)
-            if self._stop.is_set() and isinstance(error, TemporaryError):
+            if isinstance(error, TemporaryError):
                 return
             self._sent.put(_Sent(entry, error))
-            if isinstance(error, NotAuthorisedError):
+            if self._stop.is_set() or isinstance(error, NotAuthorisedError):
                 return
 
     def _send(self, record: bytes) -> EdgesealError | None:
-        """Send until there is an answer, or nobody waits for one."""
-        while True:
+        """Send until there is an answer; TemporaryError if there was none at the end of the run."""
+        for tries in itertools.count(1):
+            last = tries > 1 and self._closing.is_set()
             try:
                 self._registrar.register(record)
             except TemporaryError as e:
-                if self._stop.wait(self._retry):
+                if last:
                     return e
+                self._closing.wait(self._retry)
             except EdgesealError as e:
                 return e
             else:
                 return None
+        raise AssertionError  # `count` has no end
 
 
 def send(
