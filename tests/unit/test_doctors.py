@@ -171,8 +171,8 @@ def test_engine_that_is_not_installed(device: Device, monkeypatch: pytest.Monkey
     device.write_config(runtime={"adapter": "serve", "probe": True})
     monkeypatch.delitem(sys.modules, "edgeseal.runtime.engine_onnx", raising=False)
     monkeypatch.setitem(sys.modules, "onnxruntime", None)
-    monkeypatch.setattr(doctor, "_litert", lambda: "2.3.0")
-    says(device.agent(), "engine", "ok", "LiteRT 2.3.0; without onnxruntime, .onnx models cannot run here")
+    monkeypatch.setattr(doctor, "_litert", lambda: "LiteRT 2.3.0 (cpu)")
+    says(device.agent(), "engine", "ok", "LiteRT 2.3.0 (cpu); without onnxruntime, .onnx models cannot run here")
     monkeypatch.setattr(doctor, "_litert", lambda: None)
     found = finding(device.agent(), "engine")
     assert found.verdict == "failed"

@@ -17,7 +17,9 @@ import onnx
 import onnxruntime
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from onnx import helper, numpy_helper
 from tests.unit import onnx_models
+from tests.unit import runtime_world as world
 
 from edgeseal import cbor
 from edgeseal.device import config
@@ -332,6 +334,17 @@ def test_options_in_the_model_itself_are_not_taken(release: Path) -> None:
     environment = {**os.environ, "ORT_LOAD_CONFIG_FROM_MODEL": "1", "ORT_DISABLE_TELEMETRY": "1"}
     subprocess.run([sys.executable, "-c", raw], check=True, timeout=60, cwd=release, env=environment)
     assert len(list(release.iterdir())) > 1  # negative control: by itself it would
+
+
+def test_a_refusal_by_onnxruntime_names_what_is_wrong_and_not_its_source_files(tmp_path: Path) -> None:
+    shape = numpy_helper.from_array(np.array([3], np.int64), "shape")
+    node = helper.make_node("Reshape", ["x", "shape"], ["y"])
+    inputs, outputs = [world.value("x", ["n"])], [world.value("y", [3])]
+    world.save([node], inputs, outputs, tmp_path / "model.onnx", initializer=[shape])
+    with pytest.raises(FormatError, match="cannot be reshaped to the requested shape") as caught:
+        engine.load(tmp_path).infer({"x": np.zeros(4, np.float32)}, ["y"])
+    assert "onnxruntime_src" in str(caught.value.__cause__), "onnxruntime names its files no longer"
+    assert "onnxruntime_src" not in str(caught.value)
 
 
 # Honoured by the gate -------------------------------------------------------------------------------------------------

@@ -164,20 +164,23 @@ def _engine(agent: Agent) -> Finding:
         return Finding("engine", "ok", "not needed: the probe is switched off and another runtime serves")
     litert = _litert()
     try:  # never onnxruntime by itself: that module tells it to be silent
-        from edgeseal.runtime.engine_onnx import VERSION
+        from edgeseal.runtime.engine_onnx import VERSION, providers
     except ImportError:
         if litert is None:
             raise
-        return Finding("engine", "ok", f"LiteRT {litert}; without onnxruntime, .onnx models cannot run here")
-    return Finding("engine", "ok", f"onnxruntime {VERSION}" + (f", LiteRT {litert}" if litert else ""))
+        return Finding("engine", "ok", f"{litert}; without onnxruntime, .onnx models cannot run here")
+    onnx = f"onnxruntime {VERSION} ({', '.join(providers())})"
+    return Finding("engine", "ok", f"{onnx}, {litert}" if litert else onnx)
 
 
 def _litert() -> str | None:
-    """Return the version of LiteRT that is installed; the agent itself never loads it."""
+    """Return which LiteRT is installed and with what it computes; the agent itself never loads it."""
     from importlib import metadata
 
+    from edgeseal.runtime.engine_settings import LITERT_PROVIDERS
+
     try:
-        return metadata.version("ai-edge-litert")
+        return f"LiteRT {metadata.version('ai-edge-litert')} ({', '.join(LITERT_PROVIDERS)})"
     except metadata.PackageNotFoundError:
         return None
 

@@ -18,6 +18,7 @@ from typing import TYPE_CHECKING, Any, Final, Self
 from edgeseal.errors import FormatError
 from edgeseal.runtime import tflite_file
 from edgeseal.runtime.engine import Signature
+from edgeseal.runtime.engine_settings import LITERT_PROVIDERS
 
 try:
     import numpy as np
@@ -79,7 +80,7 @@ class LiteRtEngine:
     def __init__(self, path: Path, *, threads: int, settings: EngineSettings) -> None:
         """Open the model. Raises FormatError for whatever LiteRT refuses, MemoryError, IncompatibleError."""
         tflite_file.check(path)
-        available = ["cpu"] if settings.prepack is False else list(_RESOLVERS)
+        available = ["cpu"] if settings.prepack is False else LITERT_PROVIDERS
         resolver = _RESOLVERS[settings.provider_here(available)]
         self._turn = threading.Lock()
         self._longest = 0.0  # seconds

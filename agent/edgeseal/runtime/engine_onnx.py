@@ -7,6 +7,7 @@ own directory before onnxruntime sees the file.
 from __future__ import annotations
 
 import os
+import re
 from typing import TYPE_CHECKING, Any, Final
 
 from edgeseal.errors import FormatError, IncompatibleError
@@ -60,7 +61,15 @@ PROVIDERS: Final = {
     "cuda": "CUDAExecutionProvider",
 }
 VERSION: Final = str(onnxruntime.__version__)
+# "/onnxruntime_src/onnxruntime/core/….h:47 onnxruntime::Some::Function(const Type&, bool) " before what went wrong
+_SOURCE: Final = re.compile(r"/onnxruntime_src/\S+:\d+ [^()]*\([^()]*\)( const)? ?")
 _QUIET: Final = 3  # onnxruntime's severity ERROR: warnings would go to the device's log for every model
+
+
+def providers() -> list[str]:
+    """Return what this build of onnxruntime can compute with, by its name in a manifest; the usual one first."""
+    available = onnxruntime.get_available_providers()
+    return [name for name, theirs in PROVIDERS.items() if theirs in available]
 
 
 class OnnxEngine:
@@ -71,8 +80,7 @@ class OnnxEngine:
     def __init__(self, path: Path, *, threads: int, settings: EngineSettings) -> None:
         """Open the model. Raises FormatError for whatever onnxruntime refuses, MemoryError, IncompatibleError."""
         check_external(path)
-        available = onnxruntime.get_available_providers()
-        provider = PROVIDERS[settings.provider_here([n for n, name in PROVIDERS.items() if name in available])]
+        provider = PROVIDERS[settings.provider_here(providers())]
         options = onnxruntime.SessionOptions()
         options.log_severity_level = _QUIET
         options.intra_op_num_threads = threads
@@ -128,4 +136,4 @@ def _check_memory(error: Exception) -> None:
 
 def _reason(error: Exception) -> str:
     """Return the first line of onnxruntime's message, without the paths of its source files."""
-    return str(error).strip().split("\n")[0][:300]
+    return _SOURCE.sub("", str(error).strip().split("\n")[0])[:300]

@@ -27,6 +27,7 @@ KEY: Final = "engine"
 FILE: Final = ".engine.json"
 MAX_THREADS: Final = 64  # more than any board has; what an engine would reserve for each is bounded with it
 MAX_PROVIDERS: Final = 8
+LITERT_PROVIDERS: Final = ("xnnpack", "cpu")  # in every build of LiteRT; the usual one first
 _MAX_FILE: Final = 4096
 
 _Provider = Annotated[str, msgspec.Meta(pattern=r"^[a-z][a-z0-9-]{0,31}\Z")]
