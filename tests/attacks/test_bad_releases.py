@@ -8,7 +8,10 @@ some of them by the time it is rolled back; those answers are its own errors, an
 from __future__ import annotations
 
 import functools
+import http.client
+import json
 import platform
+import socket
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -22,6 +25,8 @@ pytest.importorskip("uvicorn", reason="pip install 'edgeseal[serve]'")
 
 from tests.attacks import bad_models as bad
 from tests.attacks import release_world
+from tests.unit.runtime_world import repository, until
+from tests.unit.test_serve_supervisor import counted, held, serves
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -189,7 +194,7 @@ def _only_its_own(world: World, wanted: BadLater, number: int, answers: list[Ans
 
 def test_an_endless_loop_on_live_inputs_is_rolled_back(tmp_path: Path) -> None:
     """Few answers come of it, each late and a failure: not enough for a rate, enough to know."""
-    releases = {2: (bad.spoiled(bad.endless_above_one), {})}
+    releases: dict[int, tuple[Write, dict[str, Any]]] = {2: (bad.spoiled(bad.endless_above_one), {})}
     start = functools.partial(_start, "--timeout", "1")
     with release_world.world(tmp_path, releases, start=start) as made:
         made.configure(watch_seconds=60)
@@ -203,6 +208,28 @@ def test_an_endless_loop_on_live_inputs_is_rolled_back(tmp_path: Path) -> None:
         assert "answers failed; 5.0% are allowed" in error
         made.load.wait_for(_right, 3, "release 1 answers the same inputs")
         assert {a.said for a in made.load.answers if not _right(a)} <= {"no answer within 1 s"}
+
+
+def test_a_request_that_ends_the_process_is_counted_before_anything_else_is_answered(tmp_path: Path) -> None:
+    """It waits for the server to start, and ends the worker before that has said that it takes requests."""
+    _needs_a_trap("crash after activation")
+    status_file = tmp_path / "status.json"
+    body = np.full((1, bad.WIDTH), bad.CRASH_MARK).tolist()
+    with repository() as models, socket.create_server(("127.0.0.1", 0), backlog=16) as listener:
+        bad.classifier(models.stage("m", 1) / "model.onnx", spoil=bad.crash())
+        models.publish("m", 1)
+        models.switch("m", 1)
+        poison = http.client.HTTPConnection("127.0.0.1", listener.getsockname()[1], timeout=60)
+        tensor = {"name": "x", "datatype": "FP32", "shape": [1, bad.WIDTH], "data": body[0]}
+        poison.request("POST", "/v2/models/m/infer", json.dumps({"inputs": [tensor]}))
+        process = held(listener, "--models", str(models.root), "--status-file", str(status_file))
+        try:
+            until(lambda: counted(status_file, 1).crashes == 1, "the crash is counted")
+            until(lambda: serves(status_file, 1), "another worker serves")
+        finally:
+            process.kill()
+            process.wait()
+            poison.close()
 
 
 def _start(option: str, text: str, made: World) -> Serve:

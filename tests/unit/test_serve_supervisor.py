@@ -122,6 +122,29 @@ def test_workers_end_with_a_killed_supervisor(models: ModelRepository) -> None:
         world.until(lambda: not Path(f"/proc/{worker}/fd").exists(), "the worker has ended")
 
 
+def test_a_worker_killed_while_it_loads_with_nothing_to_go_back_to_is_tried_again(
+    models: ModelRepository, status_file: Path
+) -> None:
+    """As by the kernel for memory while a device starts: the release has served for weeks and is not to blame."""
+    _serve_release(models, 1)
+    with socket.create_server(("127.0.0.1", 0)) as listener:
+        process = held(listener, "--models", str(models.root), "--status-file", str(status_file))
+        try:
+            children = Path(f"/proc/{process.pid}/task/{process.pid}/children")
+            for _ in range(2):
+                world.until(lambda: children.exists() and children.read_text(), "a worker loads")
+                worker = int(children.read_text().split()[0])
+                os.kill(worker, signal.SIGKILL)
+                world.until(lambda w=worker: str(w) not in children.read_text().split(), "it is gone")
+            connection = http.client.HTTPConnection(f"127.0.0.1:{listener.getsockname()[1]}", timeout=60)
+            assert _ask(connection) == (200, "1", 1.0)
+            connection.close()
+            assert model_status(status_file).failed is None
+        finally:
+            process.kill()
+            process.wait()
+
+
 def test_a_crash_loop_backs_off_and_is_counted(models: ModelRepository, status_file: Path) -> None:
     _serve_release(models, 1)
     with world.serving(models, "--status-file", str(status_file)) as server:

@@ -207,12 +207,19 @@ class Supervisor:
             if model not in target or target[model].stamp != failure.release.stamp:
                 del self._failed[model]  # another release, or the same mended: it gets its chance
                 continue
-            before = self._good.get(model)
-            if before is not None and before.stamp != failure.release.stamp and self._can_go_on(before):
+            before = self._before(failure.release)
+            if before is not None:
                 target[model] = before
             else:
                 del target[model]
         return target
+
+    def _before(self, release: Release) -> Release | None:
+        """Return the release that served before this one and can go on, None if there is none."""
+        before = self._good.get(release.model)
+        if before is None or before.stamp == release.stamp or not self._can_go_on(before):
+            return None
+        return before
 
     def _can_go_on(self, release: Release) -> bool:
         """Whether a release can serve: its files are there, or a worker has it in memory."""
@@ -292,9 +299,8 @@ class Supervisor:
         now = wanted(self._repository, self._good).get(release.model)
         if now is None or now.stamp != release.stamp:
             return  # taken back while it was being read: no fault of the release
-        before = self._good.get(release.model)
-        goes_on = before is not None and before.stamp != release.stamp and self._can_go_on(before)
-        after = f"release {before.number} goes on" if before and goes_on else "nothing serves this model"
+        before = self._before(release)
+        after = f"release {before.number} goes on" if before else "nothing serves this model"
         logger.error("%s release %d does not load, %s: %s", release.model, release.number, after, reason)
         self._failed[release.model] = Failure(release, reason, int(time.time()))
 
@@ -383,8 +389,9 @@ class Supervisor:
             self._coming = None
             when = "as soon as it took requests" if child.loaded else "while it loaded"
             for release in (r for m, r in child.releases.items() if self._good.get(m) != r):
-                self._note_failure(release, f"the worker ended {when} ({how})")
-            logger.error("a worker ended before it served (%s)", how)
+                if self._before(release):  # else it is tried again: what kills a worker may be over, and nothing serves
+                    self._note_failure(release, f"the worker ended {when} ({how})")
+            logger.error("a worker ended %s (%s); the next one in %.1f s", when, how, self._backoff)
             return
         self._serving = None
         logger.error("the worker ended (%s); it is started again in %.1f s", how, self._backoff)
