@@ -24,6 +24,8 @@ if TYPE_CHECKING:
 
 CRASHES: Final = 2  # one may be the kernel's or a person's doing
 LEAST_REQUESTS: Final = 20  # a part of fewer is no part
+MANY_REQUESTS: Final = 100  # with three times what may differ among them the end is not waited for
+_HOPELESS: Final = 3
 NOTICE_SECONDS: Final = 10.0  # an edgeseal-serve that runs has seen the order long before
 END_SECONDS: Final = 10.0  # for the process in the shadow to be gone, and its memory with it
 LOOK_SECONDS: Final = 0.25
@@ -96,9 +98,11 @@ def condemned(found: ShadowStatus, limits: Limits) -> str | None:
     if figures.nan:
         return f"{figures.nan} of {figures.compared} answers hold values that are not numbers"
     if found.crashes >= CRASHES:
-        return f"its process ended {found.crashes} times while it ran live requests ({found.reason})"
+        return f"{found.crashes} crashes while it ran live requests, the last: {found.reason}"
     if figures.errors > limits.error_rate * max(figures.tried, LEAST_REQUESTS):
         return f"{figures.errors} of {figures.tried} requests that the old release answered failed: {figures.error}"
+    if figures.compared >= MANY_REQUESTS and figures.differing > _HOPELESS * limits.divergence * figures.compared:
+        return _differ(found, limits)
     return None
 
 
@@ -108,10 +112,7 @@ def judge(found: ShadowStatus, limits: Limits) -> str | None:
     if reason := condemned(found, limits):
         return reason
     if figures.compared >= LEAST_REQUESTS and figures.differing > limits.divergence * figures.compared:
-        return (
-            f"{figures.differing} of {figures.compared} answers differ from its own; {limits.divergence:.1%} may"
-            f"{_furthest(found)}"
-        )
+        return _differ(found, limits)
     return None
 
 
@@ -174,12 +175,15 @@ def _end(shadow: Shadow) -> None:
         time.sleep(LOOK_SECONDS)
 
 
-def _furthest(found: ShadowStatus) -> str:
-    """Return in words the output that is furthest off on average."""
-    outputs = found.figures.outputs
+def _differ(found: ShadowStatus, limits: Limits) -> str:
+    """Return in words how many answers differ, and the output that is furthest off on average."""
+    figures, outputs = found.figures, found.figures.outputs
+    count = f"{figures.differing} of {figures.compared} answers differ from its own; {limits.divergence:.1%} may"
     if not outputs:
-        return ""
+        return count
     name = max(outputs, key=lambda n: outputs[n].mean_relative)
     o = outputs[name]
     classes = f", {o.top1:.1%} of its classes agree" if o.top1 is not None else ""
-    return f" (output {name!r} is off by {o.mean_relative:.2%} on average, {o.max_relative:.2%} at most{classes})"
+    return (
+        f"{count} (output {name!r} is off by {o.mean_relative:.2%} on average, {o.max_relative:.2%} at most{classes})"
+    )

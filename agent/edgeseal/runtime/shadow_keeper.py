@@ -1,7 +1,7 @@
 """The supervisor's part of shadow mode: starts the process for the order that lies in the repository, and ends it.
 
-One order at a time: memory is what a device is short of. The process has the least priority there is and is the first
-that the kernel ends when memory runs out; whatever becomes of it changes nothing for the workers that serve.
+One order at a time: memory is what a device is short of. The process has a lower priority than workers that serve and
+is the first that the kernel ends when memory runs out; whatever becomes of it changes nothing for them.
 """
 
 from __future__ import annotations
@@ -38,7 +38,8 @@ MAX_CRASHES: Final = 5
 LOAD_SECONDS: Final = 300.0  # as a worker that is to serve
 GRACE_SECONDS: Final = 60.0  # beyond what was ordered: an agent that was killed takes nothing back
 _AGAIN_SECONDS: Final = 1.0
-_LEAST: Final = 19  # nice(2)
+LOADING, RUNNING = 5, 15  # nice(2): a tenth and a thirtieth of what a worker that serves gets where all are busy
+_FIRST_TO_GO: Final = "1000"  # proc_pid_oom_score_adj(5)
 
 logger = logging.getLogger("edgeseal.serve")
 
@@ -182,7 +183,9 @@ class Keeper:
             popen = subprocess.Popen(
                 [sys.executable, "-m", "edgeseal.runtime.shadow_worker"], stdin=theirs.fileno(), start_new_session=True
             )
-        give_way(popen.pid)
+        give_way(popen.pid, LOADING)
+        with contextlib.suppress(OSError):
+            Path(f"/proc/{popen.pid}/oom_score_adj").write_text(_FIRST_TO_GO, encoding="ascii")
         ours.settimeout(0)
         release = session.release
         said = {
@@ -213,6 +216,7 @@ class Keeper:
                 process.figures = msgspec.convert(message["figures"], Figures)
             elif "loaded" in message:
                 process.loaded = True
+                give_way(process.popen.pid, RUNNING)
             elif "failed" in message:
                 self._stop(session, "failed", str(message["failed"])[:400])
                 return
@@ -290,19 +294,17 @@ def ordered(repository: ModelRepository) -> tuple[Release, Order] | None:
     return None
 
 
-def give_way(pid: int) -> None:
-    """Let a process run only when nobody else wants to, and be the first to go when memory runs out.
+def give_way(pid: int, nice: int) -> None:
+    """Lower the priority of a process, all its threads and those that they will start.
 
-    Idle priority holds within a group of processes only, and each session is such a group on kernels with autogrouping
-    (sched(7)): its nice value is set as well. A kernel that lacks one of these leaves the others.
+    Nice values hold within a group of processes only, and each session is such a group on kernels with autogrouping
+    (sched(7)): the group gets the same value. Not idle priority, which starves where something else never sleeps.
     """
     with contextlib.suppress(OSError):
-        os.setpriority(os.PRIO_PROCESS, pid, _LEAST)
+        for thread in Path(f"/proc/{pid}/task").iterdir():
+            os.setpriority(os.PRIO_PROCESS, int(thread.name), nice)
     with contextlib.suppress(OSError):
-        os.sched_setscheduler(pid, os.SCHED_IDLE, os.sched_param(0))
-    for name, value in (("autogroup", str(_LEAST)), ("oom_score_adj", "1000")):
-        with contextlib.suppress(OSError):
-            Path(f"/proc/{pid}/{name}").write_text(value, encoding="ascii")
+        Path(f"/proc/{pid}/autogroup").write_text(str(nice), encoding="ascii")
 
 
 def _pass(control: socket.socket, message: dict[str, Any], end: socket.socket) -> bool:

@@ -7,8 +7,8 @@ Standard input is a control socket (one JSON object per message, SOCK_SEQPACKET)
     worker -> keeper   {"loaded": true} or {"failed": reason}
                        {"figures": figures}     when they have changed, twice a second at most
 
-It has the priority that the keeper gave it, no network, no file to write, limited memory, and dies with its parent. An
-inference that takes far longer than the old release's is ended and counts as not answered.
+It has the low priority that the keeper gives it, no network, no file to write, limited memory, and dies with its
+parent. An inference that takes far longer than the old release's is ended and counts as not answered.
 """
 
 from __future__ import annotations
@@ -37,7 +37,7 @@ if TYPE_CHECKING:
 
 MAX_MESSAGE: Final = 2**18
 TIMES_AS_LONG: Final = 20.0  # an inference of the new release may take, in processor time of one thread
-LEAST_SECONDS: Final = 2.0  # and this in any case
+LEAST_SECONDS: Final = 1.0  # and this in any case
 STOP_SECONDS: Final = 10.0  # of processor time for one that was told to end: then the process does
 _TELL_SECONDS: Final = 0.5
 _LOOK_SECONDS: Final = 0.1
@@ -123,7 +123,7 @@ class ShadowWorker:
     def _finish(
         self, work: Future[tuple[dict[str, Difference], float]], stop: Stop, old_seconds: float
     ) -> tuple[dict[str, Difference], float]:
-        """Wait for the comparison within its bounds; processor time, because this process waits for all others."""
+        """Wait for the comparison within its bounds; processor time, because others go before this process."""
         allowed = max(LEAST_SECONDS, TIMES_AS_LONG * old_seconds) * max(1, self._threads)
         ends, spent = time.monotonic() + self._seconds, time.process_time()
         while not wait([work], _LOOK_SECONDS).done:
