@@ -189,7 +189,7 @@ def test_a_journal_that_forgets_is_caught(made: station_world.World, tmp_path: A
         shop = Shop(world, journal, lambda data, _: data)
         shop.put(0)
         append = journal.append
-        journal.append = lambda kind, **v: None if kind == chain.GRANTED else append(kind, **v)  # type: ignore[method-assign,assignment,return-value]
+        journal.append = lambda kind, **v: None if kind == chain.GRANTED else append(kind, **v)  # type: ignore[method-assign,assignment]
         while shop.boards[0].home.identity is None:
             shop.round()
         journal.append = append  # type: ignore[method-assign]
