@@ -192,6 +192,17 @@ def _only_its_own(world: World, wanted: BadLater, number: int, answers: list[Ans
             assert wanted.said in a.said
 
 
+def test_without_a_gate_a_server_that_does_not_load_it_says_why(world: World) -> None:
+    """The last line: a runtime of the owner's, asked by protocol, goes on with what it has."""
+    world.configure(adapter="oip-http", url=world.serve.url, probe=False)
+    name, start = "truncated file", len(world.load.answers)
+    (error,) = world.update(NUMBER[name])
+    assert "was not taken over: " in error
+    assert "longer than the file" in _remembered(world, name)
+    world.load.wait_for(_right, 3, "release 1 answers")
+    assert [a for a in world.load.since(start) if not _right(a)] == []
+
+
 def test_an_endless_loop_on_live_inputs_is_rolled_back(tmp_path: Path) -> None:
     """Few answers come of it, each late and a failure: not enough for a rate, enough to know."""
     releases: dict[int, tuple[Write, dict[str, Any]]] = {2: (bad.spoiled(bad.endless_above_one), {})}

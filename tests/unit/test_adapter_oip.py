@@ -77,10 +77,11 @@ def test_a_real_server_that_goes_on_with_the_release_before(models: ModelReposit
         (models.stage("m", 2) / "model.onnx").write_bytes(b"garbage")
         candidate = Candidate("m", 2, models.publish("m", 2), 1)
         adapter.activate(candidate)
-        world.until(lambda: "m release 2 does not load" in server.said(), "it has tried")
+        world.until(lambda: (health := adapter.health("m", 2)) and health.failed, "the server says why")
         health = adapter.health("m", 2)
         assert health is not None
         assert not health.serving  # ready, and says which release that is
+        assert "not an ONNX model" in health.failed
         adapter.rollback(candidate)
         assert serves(adapter, 1)
 
@@ -182,6 +183,36 @@ def test_a_model_that_is_not_ready_does_not_serve(models: ModelRepository) -> No
         health = adapter_for(models, server.url).health("m", 1)
     assert health is not None
     assert not health.serving
+
+
+INDEX = [
+    {"name": "n", "version": "1", "state": "UNAVAILABLE", "reason": "another model"},
+    {"name": "m", "version": "2", "state": "UNAVAILABLE", "reason": "another version"},
+    "what?",
+    {"name": "m", "version": "1", "state": "UNAVAILABLE", "reason": "no\nsuch\x1b[2J operator"},
+]
+
+
+@pytest.mark.parametrize(
+    ("index", "failed"),
+    [
+        (http(body=INDEX), "no such?[2J operator"),
+        (http(body=INDEX[:3]), ""),
+        (http(body=[{**INDEX[0], "name": "m", "state": "LOADING"}] if isinstance(INDEX[0], dict) else []), ""),
+        (http(body=[{"name": "m", "version": "1", "state": "UNAVAILABLE", "reason": {"x": 1}}]), ""),
+        (http(body={"error": "x"}), ""),
+        (http("404 Not Found", INDEX), ""),
+        (http(body=b"[" * 60_000), ""),
+    ],
+    ids=["failed", "others", "loading", "no text", "object", "none", "nested"],
+)
+def test_why_a_release_does_not_load(models: ModelRepository, index: bytes, failed: str) -> None:
+    world.publish(models, "m", 1, 1.0)
+    models.switch("m", 1)
+    with scripted(lambda path, _: index if path.endswith("index") else http("400 Bad Request")) as server:
+        health = adapter_for(models, server.url).health("m", 1)
+    assert health is not None
+    assert (health.serving, health.failed) == (False, failed)
 
 
 @pytest.mark.parametrize(

@@ -10,8 +10,10 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import pytest
+from tests.unit.agent_world import MODEL, Device, Fleet
 from tests.unit.runtime_world import until
 
+from edgeseal.device import update
 from edgeseal.errors import UsageError
 from edgeseal.runtime import adapters, child
 from edgeseal.runtime.contract import ActivationError, Adapter, Candidate, make_adapter
@@ -181,6 +183,28 @@ def test_the_real_systemctl_where_there_is_no_such_unit(models: ModelRepository)
         adapter.activate(_candidate(models, 1))
     health = adapter.health("m", 1)
     assert health is None or not health.serving
+
+
+def test_the_agent_gives_back_what_makes_a_unit_fail(
+    world: tuple[Fleet, Device], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The unit reloads, runs for a moment and then fails with release 2."""
+    fleet, device = world
+    code = (
+        "import os, pathlib, sys\n"
+        f"looked = pathlib.Path({str(tmp_path / 'looked')!r})\n"
+        f"second = os.readlink({str(device.models / MODEL / 'current')!r}) == '2'\n"
+        "print('ActiveState=' + ('failed' if second and looked.exists() else 'active'))\n"
+        "looked.touch() if second and sys.argv[1] == 'show' else None"
+    )
+    _systemctl(tmp_path, monkeypatch, code)
+    device.write_config(runtime={"adapter": "systemd", "unit": "x.service", "watch_seconds": 60})
+    assert update.run(device.agent()).errors == []
+    fleet.publish(2, size=200_000)
+    fleet.assigned = 2
+    (error,) = update.run(device.agent()).errors
+    assert "the unit has failed" in str(error)
+    assert device.serving() == 1
 
 
 def test_without_any_systemctl(models: ModelRepository, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -16,6 +16,7 @@ import http.client
 import json
 import socket
 import threading
+import time
 from typing import TYPE_CHECKING, Final
 from urllib.parse import urlsplit
 
@@ -57,12 +58,13 @@ class OipHttp(Link):
         self._repository_call(candidate.model, "load")
 
     def health(self, model: str, release: int) -> Health | None:
-        """Return whether the server serves the release; None if it does not answer."""
+        """Return whether the server serves the release, and why it could not load it; None if it does not answer."""
         try:
             serving = self._serves(model, release) and self._repository.current(model) == release
+            failed = "" if serving else self._failed(model, release)
         except ActivationError:
             return None
-        return Health(instance=0, serving=serving)
+        return Health(instance=0, serving=serving, failed=failed, failed_at=int(time.time()))
 
     def rollback(self, candidate: Candidate) -> None:
         """Switch back, then let the server load what is there now, or unload if there is nothing."""
@@ -86,6 +88,15 @@ class OipHttp(Link):
         versions = _versions(self._ask("GET", f"/v2/models/{model}", None, ASK_SECONDS))
         ours = {str(r) for r in self._repository.releases(model)}
         return str(release) in versions or not versions & ours
+
+    def _failed(self, model: str, release: int) -> str:
+        """Return what the server's repository index says against the release; nothing if it has no such thing."""
+        status, body = self._ask("POST", "/v2/repository/index", b"{}", ASK_SECONDS)
+        rows = _parsed(body) if status == _OK else None
+        for row in rows if isinstance(rows, list) else []:
+            if isinstance(row, dict) and (row.get("name"), row.get("version")) == (model, str(release)):
+                return _text(row.get("reason")) if row.get("state") == "UNAVAILABLE" else ""
+        return ""
 
     def _ask(self, method: str, path: str, body: bytes | None, seconds: float) -> tuple[int, bytes]:
         """Return status and body, within `seconds` for all of it. Raises ActivationError."""
@@ -147,13 +158,22 @@ def _versions(answer: tuple[int, bytes]) -> set[str]:
 def _reason(body: bytes) -> str:
     """Return the server's words: the protocol's {"error": text}, or what came instead."""
     found = _json(body).get("error")
-    text = found if isinstance(found, str) else body.decode("utf-8", "replace")
-    return " ".join(text.split())[:300] or "no reason given"
+    return _text(found if isinstance(found, str) else body.decode("utf-8", "replace")) or "no reason given"
+
+
+def _text(said: object) -> str:
+    """Return what a server said as one short line, nothing if it is no text."""
+    line = " ".join(said.split()) if isinstance(said, str) else ""
+    return "".join(c if c.isprintable() else "?" for c in line)[:300]
 
 
 def _json(body: bytes) -> dict[str, object]:
-    try:
-        document = json.loads(body)
-    except (ValueError, RecursionError):
-        return {}
+    document = _parsed(body)
     return document if isinstance(document, dict) else {}
+
+
+def _parsed(body: bytes) -> object:
+    try:
+        return json.loads(body)
+    except (ValueError, RecursionError):
+        return None
