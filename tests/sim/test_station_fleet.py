@@ -7,8 +7,11 @@ from __future__ import annotations
 
 import json
 import secrets
+import sqlite3
 import subprocess
 import sys
+import time
+from contextlib import closing, suppress
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
@@ -210,3 +213,46 @@ def test_rework_of_a_device_nobody_revoked_is_refused_by_the_fleet(line: Line, b
     ok("device", "revoke", former, "--reason", "new card", *line.publisher.to)
     assert ok("station", "upload", *line.to, *line.station)["sent"] == 1
     installs(line, card)
+
+
+def count(database: Path, query: str, *values: object) -> int:
+    """Read beside whoever writes."""
+    with closing(sqlite3.connect(f"file:{database}?mode=ro", uri=True)) as connection:
+        return int(connection.execute(query, values).fetchone()[0])
+
+
+@pytest.mark.parametrize("moment", ["granted", "provisioned", "registered"])
+def test_station_killed_on_the_way_and_the_next_run_brings_the_device_in(line: Line, board: Board, moment: str) -> None:
+    """Killed when the grant is in the journal, when the device has confirmed, when the fleet server has its row."""
+    journal, registry = line.place / "station" / "journal.db", line.publisher.place / "fleet" / "fleet.db"
+    batch = str(line.place / "batch.toml")
+    arguments = ("station", "run", "--batch", batch, "--once", *line.station, *line.to)
+
+    def reached() -> bool:
+        if moment == "registered":
+            return count(registry, "SELECT COUNT(*) FROM device WHERE serial = ?", board.serial) > 0
+        return count(journal, "SELECT COUNT(*) FROM entry WHERE serial = ? AND kind = ?", board.serial, moment) > 0
+
+    with bench(baud=FAST) as (cable,):
+        board.port = cable.device
+        board.start()
+        command = [sys.executable, "-c", "from edgeseal_host.cli import main; main()", *arguments]
+        with subprocess.Popen([*command, "--port", cable.station], stdout=subprocess.DEVNULL) as process:
+            ends = time.monotonic() + 60
+            while not reached() and process.poll() is None:
+                assert time.monotonic() < ends
+                time.sleep(0.001)
+            process.kill()
+        assert board.process is not None
+        with suppress(subprocess.TimeoutExpired):
+            board.process.wait(2)  # it ends by itself once it is locked
+        if board.process.poll() is None:  # it waits for a station
+            run(*arguments, "--port", cable.station)
+        board.wait()
+    ok("station", "upload", *line.to, *line.station)
+    (name,) = names(line, board.serial)
+    assert count(journal, "SELECT COUNT(*) FROM entry WHERE device = ? AND kind = 'uploaded'", name) == 1
+    assert (
+        count(journal, "SELECT COUNT(DISTINCT kid) FROM entry WHERE serial = ? AND kind = 'granted'", board.serial) == 1
+    )
+    installs(line, board)

@@ -7,7 +7,6 @@ server's answer and the journal's entry, the same record is sent again and is kn
 
 from __future__ import annotations
 
-import itertools
 import queue
 import threading
 from dataclasses import dataclass
@@ -153,7 +152,9 @@ class Uploader:
 
     def _send(self, record: bytes) -> EdgesealError | None:
         """Send until there is an answer; TemporaryError if there was none at the end of the run."""
-        for tries in itertools.count(1):
+        tries = 0
+        while True:
+            tries += 1
             last = tries > 1 and self._closing.is_set()
             try:
                 self._registrar.register(record)
@@ -165,7 +166,6 @@ class Uploader:
                 return e
             else:
                 return None
-        raise AssertionError  # `count` has no end
 
 
 def send(
