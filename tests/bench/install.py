@@ -17,7 +17,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Final
 
 from tests.bench import peers
-from tests.bench.measured import Cost, cost
+from tests.bench.measured import Cost, cost, in_turn
 
 from edgeseal_host.build import build_bundle
 from edgeseal_host.bundle import open_content_key
@@ -41,7 +41,7 @@ def measure() -> dict[str, object]:
         out[f"peak_rss_mb_{SIZES[0] // 2**20}_mib"] = round(small.rss_mb, 1)
         model = _model(work, SIZES[-1])
         suites = [_install_of(work, model, number) for number in (1, 2)]
-        ours, second, floor = _in_turn(*suites, lambda: _floor(work, model))
+        ours, second, floor = in_turn(*suites, lambda: _floor(work, model), rounds=ROUNDS)
         out |= {
             "size_mib": SIZES[-1] // 2**20,
             "cpu_s": round(ours.cpu, 2),
@@ -54,21 +54,12 @@ def measure() -> dict[str, object]:
             "suite_2_wall_ratio_to_floor": round(second.wall / floor.wall, 2),
             "peak_rss_mb": round(max(ours.rss_mb, second.rss_mb), 1),
         }
-        out |= peers.measure(work, model, {"": ours, "suite_2_": second})
+        out |= peers.measure(work, model, {"": suites[0], "suite_2_": suites[1]})
     return out
 
 
-def _in_turn(*runs: Callable[[], Cost]) -> list[Cost]:
-    """Return the least CPU, wall time and memory of each, round by round, so that all meet the same disturbances."""
-    rounds = [[run() for run in runs] for _ in range(ROUNDS)]
-    return [
-        Cost(min(c.cpu for c in costs), min(c.wall for c in costs), max(c.rss_mb for c in costs))
-        for costs in zip(*rounds, strict=True)
-    ]
-
-
 def _best(run: Callable[[], Cost]) -> Cost:
-    return _in_turn(run)[0]
+    return in_turn(run, rounds=ROUNDS)[0]
 
 
 def _floor(work: Path, model: Path) -> Cost:

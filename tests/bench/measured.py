@@ -15,6 +15,10 @@ import sys
 import time
 from dataclasses import dataclass
 from pathlib import Path
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
 
 
 @dataclass(frozen=True, order=True)
@@ -36,6 +40,15 @@ def cost(words: list[object]) -> Cost:
     if done.returncode:
         raise RuntimeError(f"{words[0]} ended with exit code {done.returncode}: {done.stderr.decode()[-500:]}")
     return Cost(*json.loads(done.stdout.splitlines()[-1]))
+
+
+def in_turn(*runs: Callable[[], Cost], rounds: int) -> list[Cost]:
+    """Return each one's least CPU and wall time and most memory, round by round: all meet the same disturbances."""
+    found = [[run() for run in runs] for _ in range(rounds)]
+    return [
+        Cost(min(c.cpu for c in costs), min(c.wall for c in costs), max(c.rss_mb for c in costs))
+        for costs in zip(*found, strict=True)
+    ]
 
 
 def _main(words: list[str]) -> int:

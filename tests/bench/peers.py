@@ -22,9 +22,10 @@ import os
 import shutil
 import subprocess
 from dataclasses import dataclass
+from functools import partial
 from typing import TYPE_CHECKING, Final
 
-from tests.bench.measured import cost
+from tests.bench.measured import cost, in_turn
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping
@@ -59,10 +60,11 @@ class Peer:
         return [program for program in self.needs if not shutil.which(program)]
 
 
-def measure(work: Path, model: Path, ours: Mapping[str, Cost]) -> dict[str, object]:
-    """Return our CPU and wall time (by the prefix of their names) as ratios to each installed peer's.
+def measure(work: Path, model: Path, ours: Mapping[str, Callable[[], Cost]]) -> dict[str, object]:
+    """Return the CPU and wall time of `ours` (by the prefix of their names) as ratios to each installed peer's.
 
-    Also which peers are not installed, and which failed.
+    Each peer runs in turn with ours, so that both meet the same disturbances. Also: which peers are not installed, and
+    which failed and why.
     """
     out: dict[str, object] = {}
     absent = []
@@ -73,13 +75,9 @@ def measure(work: Path, model: Path, ours: Mapping[str, Cost]) -> dict[str, obje
         place = work / peer.name
         place.mkdir()
         try:
-            theirs = _measured(peer.prepare(place, model), model)
+            out |= _ratios(peer.name, peer.prepare(place, model), model, ours)
         except (RuntimeError, subprocess.CalledProcessError) as e:
             out[f"peer_failed_{peer.name}"] = str(e)[:300]
-        else:
-            for prefix, our in ours.items():
-                out[f"{prefix}cpu_ratio_to_{peer.name}"] = round(our.cpu / theirs.cpu, 2)
-                out[f"{prefix}wall_ratio_to_{peer.name}"] = round(our.wall / theirs.wall, 2)
         shutil.rmtree(place, ignore_errors=True)  # 1 GiB each
     out["peers_not_installed"] = ", ".join(absent) or "none"
     return out
@@ -93,12 +91,16 @@ def run(job: Job) -> Cost:
     return cost(["sh", "-c", job.command])
 
 
-def _measured(job: Job, model: Path) -> Cost:
-    found = min((run(job) for _ in range(ROUNDS)), key=lambda c: c.cpu)
+def _ratios(name: str, job: Job, model: Path, ours: Mapping[str, Callable[[], Cost]]) -> dict[str, object]:
+    theirs, *costs = in_turn(partial(run, job), *ours.values(), rounds=ROUNDS)
     made = job.out / model.name if job.out.is_dir() else job.out
     if not filecmp.cmp(made, model, shallow=False):
         raise RuntimeError(f"{made.name} is not the model")
-    return found
+    out: dict[str, object] = {}
+    for prefix, our in zip(ours, costs, strict=True):
+        out[f"{prefix}cpu_ratio_to_{name}"] = round(our.cpu / theirs.cpu, 2)
+        out[f"{prefix}wall_ratio_to_{name}"] = round(our.wall / theirs.wall, 2)
+    return out
 
 
 def _age(work: Path, model: Path) -> Job:

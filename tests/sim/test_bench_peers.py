@@ -67,7 +67,7 @@ def test_a_peer_that_fails_or_lies_is_said_and_the_others_are_measured(
     monkeypatch.setattr(peers, "PEERS", [*chosen, Peer("absent", ("no-such-program",), honest)])
     model = tmp_path / "model.bin"
     model.write_bytes(os.urandom(2**20))
-    found = peers.measure(tmp_path, model, {"": Cost(1.0, 1.0, 1.0), "suite_2_": Cost(2.0, 2.0, 1.0)})
+    found = peers.measure(tmp_path, model, {"": lambda: Cost(1.0, 1.0, 1.0), "suite_2_": lambda: Cost(2.0, 2.0, 1.0)})
     assert {"cpu_ratio_to_honest", "suite_2_wall_ratio_to_honest", "peer_failed_liar", "peer_failed_broken"} < set(
         found
     )
