@@ -12,6 +12,7 @@ from tests.sim.line_devices import numbered, powered
 from tests.sim.serial_line import Faults, bench
 from tests.unit import station_world
 
+from edgeseal.errors import NoSpaceError
 from edgeseal.provisioning import Code, Stage
 from edgeseal_host.station import chain
 from edgeseal_host.station.lane import Phase
@@ -71,9 +72,10 @@ def run_of(
     log: Log | None = None,
     **changes: Any,
 ) -> Run:
+    upload = changes.pop("upload", None)
     values: dict[str, Any] = {"rate": FAST / 10, "once": True, "patience": 30.0, **changes}
     work = Work(world.order(), journal, world.batch.naming, "anna", **values)
-    return Run(work, find, baud=115_200, audience=log or Log(), sign=world.sign)
+    return Run(work, find, baud=115_200, audience=log or Log(), sign=world.sign, upload=upload)
 
 
 def agree(journal: Journal, homes: Sequence[MemoryHome]) -> None:
@@ -232,3 +234,47 @@ def test_a_port_in_use_is_said_and_served_once_it_is_free(world: station_world.W
         run = run_of(world, journal, lambda: [line.station], Story(tell), once=False)
         assert run().exit_code == 0
         agree(journal, homes)
+
+
+# Records that go out meanwhile -----------------------------------------------------------------------------------
+
+
+class Uploads:
+    """What sends records, with a disk that is full and a technician who does not wait."""
+
+    waiting, refused = 3, 0
+
+    def __init__(self, *, hurried: bool = False) -> None:
+        self._hurried = hurried
+        self.closed = False
+
+    def step(self) -> None:
+        raise NoSpaceError("there is no space left to write journal.db")
+
+    def close(self) -> None:
+        self.closed = True
+        if self._hurried:
+            raise KeyboardInterrupt
+
+
+@pytest.mark.parametrize("hurried", [False, True])
+def test_a_record_that_cannot_be_noted_as_sent_ends_no_run(world: station_world.World, hurried: bool) -> None:
+    homes, log, uploads = numbered(1), Log(), Uploads(hurried=hurried)
+    with world.journal() as journal, bench(baud=FAST) as (line,), powered([line.device], homes):
+        outcome = run_of(world, journal, lambda: [line.station], log, upload=lambda _journal, _say: uploads)()
+        assert (outcome.exit_code, outcome.left, uploads.closed) == (0, 3, True)
+        assert log.notes == ["a record was sent, but not noted as sent: there is no space left to write journal.db"], (
+            "said once"
+        )
+        (ended,) = journal.of_kind(chain.ENDED)
+        assert ended.details()["records_waiting"] == 3
+        agree(journal, homes)
+
+
+def test_a_refused_record_is_a_failure_of_the_run(world: station_world.World) -> None:
+    uploads = Uploads()
+    uploads.step = lambda: None  # type: ignore[method-assign]
+    uploads.refused = 1
+    with world.journal() as journal, bench(baud=FAST) as (line,), powered([line.device]):
+        outcome = run_of(world, journal, lambda: [line.station], upload=lambda _journal, _say: uploads)()
+        assert outcome.exit_code == 1

@@ -82,6 +82,7 @@ class Run:
         self._upload = upload
         self._baud = baud
         self._uploader: Uploader | None = None
+        self._problem = ""
         self.hall = Hall(work, find, baud=baud, audience=audience, scanner=scanner, idle=self._idle)
 
     def __call__(self) -> Outcome:
@@ -111,7 +112,10 @@ class Run:
         try:
             self._uploader.step()
         except (EdgesealError, OSError) as e:
-            self._audience.said(f"a record was sent, but not noted as sent: {e}")
+            problem = f"a record was sent, but not noted as sent: {e}"
+            if problem != self._problem:
+                self._audience.said(problem)
+            self._problem = problem
 
     def _outcome(self) -> Outcome:
         unfinished = tuple(v for v in self.hall.views() if v.phase is Phase.TALKING)
