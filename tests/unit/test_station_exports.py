@@ -18,6 +18,7 @@ from tests.unit import station_papers_world as papers
 from tests.unit.publisher_world import edgeseal, ok, refused
 from tests.unit.station_world import World
 
+from edgeseal.provisioning import Code, Verdict
 from edgeseal_host.station import chain, exports
 from edgeseal_host.station.journal import Journal
 
@@ -130,11 +131,33 @@ def test_a_journal_that_was_changed_exports_nothing(world: World) -> None:
     assert not (world.place / "labels").exists()
 
 
+def test_every_failure_with_its_reason(world: World) -> None:
+    with world.journal() as journal:
+        book = world.book(journal, fixture="lane3", seconds=lambda: 0.5)
+        assert world.provision(book, papers.home(1)).code is Code.SERIAL_SEEN  # the same board with a new card
+        verdict = Verdict(passed=False, reason="no answer; =1+1", code=Code.NO_ANSWER)
+        world.book(journal, batch="2026-12-b").failed(verdict, "", None)
+        verdict = world.provision(book, papers.home(1))
+        book.failed(verdict, "10000001", None)
+    found = ok("station", "export", "--failures", *at(world))
+    assert found["format"] == "edgeseal/failures/1"
+    assert [list(row) for row in found["failures"]] == [list(exports.FAILURE_COLUMNS)] * 2
+    silent, seen = found["failures"]
+    assert (silent["code"], silent["reason"], silent["serial"]) == (128, "no answer; =1+1", "")
+    assert (seen["code"], seen["serial"], seen["fixture"], seen["operator"]) == (131, "10000001", "lane3", "anna")
+    assert seen["reason"] == "serial number 10000001 was already provisioned, as press-0001"
+    assert seen["timings"] == {"failed": 0.5}
+    table = rows(edgeseal("station", "export", "--csv", "--failures", "--batch", "2026-12-b", *at(world)).stdout)
+    assert [row["reason"] for row in table] == ["no answer; '=1+1"]
+    out = edgeseal("station", "export", "--failures", "--out", world.place / "f.csv", *at(world)).stdout
+    assert out.startswith("2 failures in")
+
+
 # Spreadsheets ------------------------------------------------------------------------------------------------------
 
 
 def csv_of(**values: Any) -> dict[str, str]:
-    (row,) = rows(exports.as_csv([papers.device(**values)]))
+    (row,) = rows(exports.devices([papers.device(**values)]).as_csv())
     return row
 
 
@@ -155,7 +178,7 @@ def cells_where_semicolons_separate(text: str) -> list[str]:
 @settings(max_examples=200, deadline=None)
 @given(st.text(max_size=40) | st.text("=+-@;,\"' \t\r\nx＝", max_size=12))  # noqa: RUF001
 def test_no_text_becomes_a_formula_or_another_cell(text: str) -> None:
-    file = exports.as_csv([papers.device(serial=text, operator=text, rpi_duid=text)])
+    file = exports.devices([papers.device(serial=text, operator=text, rpi_duid=text)]).as_csv()
     _, row = csv.reader(io.StringIO(file, newline=""), strict=True)
     assert len(row) == len(COLUMNS)
     for cell in row:
@@ -169,7 +192,7 @@ def test_no_text_becomes_a_formula_or_another_cell(text: str) -> None:
 @settings(max_examples=100, deadline=None)
 @given(st.text(max_size=40))
 def test_json_keeps_every_text_and_is_ascii(text: str) -> None:
-    file = exports.as_json([papers.device(serial=text)])
+    file = exports.devices([papers.device(serial=text)]).as_json()
     assert file.isascii()
     assert "\x1b" not in file
     assert "\x7f" not in file or "\x7f" in text

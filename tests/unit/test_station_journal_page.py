@@ -80,6 +80,8 @@ def test_names_columns_and_sizes_of_the_page() -> None:
     assert [name for cell in described for name in re.findall(r"\w+", cell)] == list(COLUMNS) == list(chain.COLUMNS)
     rows = PAGE.split("Members of a row")[1].split("New ones")[0]
     assert re.findall(r"`(\w+)`", rows) == list(exports.COLUMNS)
+    failures = PAGE.split('"edgeseal/failures/1", "failures"')[1].split("What the station")[0]
+    assert re.findall(r"`(\w+)`", failures) == list(exports.FAILURE_COLUMNS)
     assert exports.FORMAT in PAGE
     assert chain.VERSION in PAGE
     assert f"one label of {labels.WIDTH:g} x {labels.HEIGHT:g}" in PAGE

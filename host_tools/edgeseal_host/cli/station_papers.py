@@ -33,23 +33,35 @@ _KNOWN: Final = re.compile(r"([1-9][0-9]{0,17}):([0-9a-f]{96})")
 @click.option(
     "--csv", "as_csv", is_flag=True, help="RFC 4180, for spreadsheets: no text in it is a formula. The default."
 )
-@click.option("--batch", metavar="NAME", help="Only the devices of this batch.")
+@click.option("--failures", is_flag=True, help="Instead of devices, every FAIL with its reason.")
+@click.option("--batch", metavar="NAME", help="Only those of this batch.")
 @click.option("--out", type=_PATH, help="Write this file, whole or not at all, instead of standard output.")
 @station_option
 @output.json_option
-def export(station: StationDirectory, as_csv: bool, batch: str | None, out: Path | None) -> None:  # noqa: FBT001 - click's flag
+def export(
+    station: StationDirectory,
+    as_csv: bool,  # noqa: FBT001
+    failures: bool,  # noqa: FBT001
+    batch: str | None,
+    out: Path | None,
+) -> None:
     """Write every device that was provisioned, oldest first, as CSV or (--json) as one JSON object."""
     from edgeseal_host.station import exports
 
     if as_csv and output.json_wanted():
         raise UsageError("--csv and --json are two formats", hint="leave one out")
-    devices = _devices(station, batch)
-    text = exports.as_json(devices) if output.json_wanted() else exports.as_csv(devices)
+    if failures:
+        with station.journal(alone=False) as journal:
+            listing = exports.failures(journal, batch=batch)
+    else:
+        listing = exports.devices(_devices(station, batch))
+    text = listing.as_json() if output.json_wanted() else listing.as_csv()
     if out is None:
-        click.echo(text, nl=False)
+        click.echo(text.encode(), nl=False)  # UTF-8, whatever the locale is
         return
     write_atomic(out, text.encode(), mode=0o644)
-    output.emit({"file": str(out), "devices": len(devices)}, f"{len(devices)} devices in {out}")
+    count = len(listing.rows)
+    output.emit({"file": str(out), listing.name: count}, f"{count} {listing.name} in {out}")
 
 
 @click.command()
