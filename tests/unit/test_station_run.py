@@ -6,6 +6,7 @@ import errno
 import json
 import os
 import pty
+import shutil
 import signal
 import subprocess
 import sys
@@ -23,7 +24,7 @@ from edgeseal_host.station.journal import Journal
 from edgeseal_host.station.simulation import simulated
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Callable, Sequence
     from pathlib import Path
 
 pytestmark = pytest.mark.unit
@@ -157,7 +158,7 @@ def test_run_for_a_person_says_pass_and_fail_and_ends_with_1(world: station_worl
         ({"--batch": "nothing.toml"}, [], 2, "there is no batch file"),
         ({"--passphrase-file": "wrong"}, ["--port", "auto"], 4, "line-1 does not open with this passphrase"),
         ({"--passphrase-file": None}, ["--port", "auto"], 4, "line-1 is under a passphrase"),
-        ({}, ["--port", "/dev/ttyNONE7", "--once"], 2, "there is no port /dev/ttyNONE7\nhint: ports of this computer"),
+        ({}, ["--port", "/dev/ttyNONE7", "--once"], 2, "there is no port /dev/ttyNONE7\nhint: serial ports on USB now"),
         ({}, ["--port", "ttyUSB0"], 2, "there is no port ttyUSB0"),
         ({}, ["--port", "batch.toml"], 2, "is no serial port"),
         ({}, ["--baud", "9"], 2, "--baud"),
@@ -409,6 +410,47 @@ def test_a_port_of_somebody_else() -> None:
     assert not found.open()
     assert found.problem is not None
     assert found.problem.reason == "this user may not open it"
+
+
+@pytest.fixture
+def usb(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[[str, str], None]:
+    """A computer without ports; the function plugs one in: its name, its bus."""
+    devices, ttys = tmp_path / "dev", tmp_path / "sys"
+    for made in (devices, ttys):
+        made.mkdir()
+    monkeypatch.setattr(ports, "_DEVICES", devices)
+    monkeypatch.setattr(ports, "_TTYS", ttys)
+
+    def plug(name: str, bus: str) -> None:
+        (tmp_path / "bus" / bus).mkdir(parents=True, exist_ok=True)
+        (ttys / name / "device").mkdir(parents=True)
+        (ttys / name / "device" / "subsystem").symlink_to(tmp_path / "bus" / bus)
+        (devices / name).touch()
+
+    return plug
+
+
+def test_auto_finds_what_is_plugged_into_usb_as_it_comes_and_goes(
+    usb: Callable[[str, str], None], tmp_path: Path
+) -> None:
+    find = ports.finder([ports.AUTO], without=[str(tmp_path / "dev" / "ttyACM1")])
+    assert find() == []
+    for name, bus in (("ttyS0", "pnp"), ("ttyAMA0", "amba"), ("ttyUSB10", "usb-serial"), ("ttyUSB9", "usb-serial")):
+        usb(name, bus)
+    usb("ttyACM0", "usb")
+    usb("ttyACM1", "usb")
+    names = [os.path.basename(path) for path in find()]
+    assert names == ["ttyACM0", "ttyUSB9", "ttyUSB10"]
+    (tmp_path / "dev" / "ttyUSB9").unlink()  # pulled out: /dev first, /sys later, or the other way round
+    shutil.rmtree(tmp_path / "sys" / "ttyACM0")
+    assert [os.path.basename(path) for path in find()] == ["ttyUSB10"]
+
+
+def test_auto_and_a_name_for_the_same_port(usb: Callable[[str, str], None], tmp_path: Path) -> None:
+    usb("ttyUSB0", "usb-serial")
+    by_id = tmp_path / "by-id"
+    by_id.symlink_to(tmp_path / "dev" / "ttyUSB0")
+    assert ports.finder([ports.AUTO, str(by_id)])() == [str(by_id)]
 
 
 def test_two_names_of_one_port_are_one_port(tmp_path: Path) -> None:

@@ -12,6 +12,9 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Collection, Iterable, Sequence
 
 AUTO: Final = "auto"
+_DEVICES: Final = Path("/dev")
+_TTYS: Final = Path("/sys/class/tty")
+_BUSES: Final = {"usb", "usb-serial"}  # CDC ACM, and adapters with a driver of their own
 
 
 def finder(names: Sequence[str], *, without: Collection[str] = ()) -> Callable[[], list[str]]:
@@ -51,10 +54,7 @@ def check(names: Sequence[str], *, once: bool) -> list[str]:
 
 
 def _ports_now() -> str:
-    from serial.tools import list_ports
-
-    found = sorted(port.device for port in list_ports.comports())
-    return f"ports of this computer: {', '.join(found) or 'none'}"
+    return f"serial ports on USB now: {', '.join(_usb_ports()) or 'none'}"
 
 
 def _once_each(names: Iterable[str]) -> list[str]:
@@ -63,7 +63,14 @@ def _once_each(names: Iterable[str]) -> list[str]:
 
 
 def _usb_ports() -> list[str]:
-    """USB only: a board's own UARTs exist whether anything is wired to them or not."""
-    from serial.tools import list_ports
+    """USB only: a board's own UARTs exist whether anything is wired to them or not.
 
-    return sorted(port.device for port in list_ports.comports() if port.vid is not None)
+    Not by pyserial's `comports`: it reads more of a port than its name, and raises TypeError when one is pulled out
+    while it reads (3.5).
+    """
+    found = []
+    for entry in _TTYS.glob("tty*"):
+        bus = os.path.basename(os.path.realpath(entry / "device" / "subsystem"))
+        if bus in _BUSES and (_DEVICES / entry.name).exists():
+            found.append(str(_DEVICES / entry.name))
+    return sorted(found, key=lambda path: (len(path), path))  # ttyUSB10 after ttyUSB9
