@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import base64
 import io
+import itertools
 import json
 from typing import TYPE_CHECKING, Any, BinaryIO, cast
 
@@ -20,6 +21,7 @@ from edgeseal_host.station import chain, enrolments, receipts
 from edgeseal_host.station.enrolments import FORMAT, MAX_LINE, Bad, Header, SignedRecord, Signer
 
 if TYPE_CHECKING:
+    from collections.abc import Iterator
     from pathlib import Path
 
 pytestmark = pytest.mark.unit
@@ -185,10 +187,32 @@ def test_one_line_of_100_megabytes_costs_no_memory() -> None:
     assert source.left == 0, "it was skipped to its end"
 
 
-def test_lines_without_end_come_to_an_end(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(enrolments, "MAX_LINES", 500)
-    with pytest.raises(FormatError, match="more than 500 lines"):
-        list(enrolments.read(io.BytesIO(HEAD + b"{}\n" * 600)))
+@pytest.mark.parametrize(
+    ("more", "items_", "says"),
+    [
+        (line(record="AAAA", signature=base64.b64encode(SIGNATURE).decode()), 3001, "more than 3000 lines; the rest"),
+        (b"{}\n", 1001, "more than 1000 lines are no records; the rest"),
+        (HEAD, 1001, "more than 1000 lines are no records; the rest"),
+        (b" \n", 2, "more than 3000 lines; the rest"),
+    ],
+)
+def test_lines_without_end_come_to_an_end(monkeypatch: pytest.MonkeyPatch, more: bytes, items_: int, says: str) -> None:
+    monkeypatch.setattr(enrolments, "MAX_LINES", 3000)
+    endless = Lines(itertools.chain([HEAD], itertools.repeat(more)))
+    found = list(enrolments.read(cast("BinaryIO", endless)))
+    assert len(found) == items_
+    assert isinstance(last := found[-1][1], Bad)
+    assert says in str(last.error)
+
+
+class Lines:
+    """A file that never ends."""
+
+    def __init__(self, lines: Iterator[bytes]) -> None:
+        self._lines = lines
+
+    def readline(self, _size: int) -> bytes:
+        return next(self._lines)
 
 
 def test_a_signature_for_anything_else_is_none(records: Records) -> None:

@@ -101,6 +101,8 @@ def carry(
             "there is nothing to carry: no device's record is waiting",
             hint="--all writes also those that were uploaded",
         )
+    if len(records) >= enrolments.MAX_LINES:
+        raise UsageError(f"{len(records)} records are too many for one file", hint="carry them by --batch NAME")
     with output.progress("records", total=len(records), unit="records") as advance:
         lines = []
         for line in enrolments.write(records, signer):

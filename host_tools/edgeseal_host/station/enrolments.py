@@ -11,6 +11,7 @@ so that a file of any size, or one endless line, costs no memory. Not here: who 
 from __future__ import annotations
 
 import base64
+import itertools
 import json
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Annotated, BinaryIO, Final, TypeAlias, TypeVar
@@ -35,7 +36,8 @@ CONTEXT: Final = b"edgeseal enrolment record"  # FIPS 204 §5.2: a signature for
 SIGNATURE_LENGTH: Final = 3309  # FIPS 204, table 2
 PIN_LENGTH: Final = 48
 MAX_LINE: Final = 65_536
-MAX_LINES: Final = 1_000_000  # of one file, so that its reader comes to an end
+MAX_LINES: Final = 200_000  # of one file, so that its reader comes to an end
+MAX_OTHERS: Final = 1_000  # of them that are no records: a small file must not make a long report
 _S = TypeVar("_S", bound=msgspec.Struct)
 
 
@@ -131,9 +133,11 @@ def _text(data: bytes) -> str:
 def read(file: BinaryIO) -> Iterator[tuple[int, Item]]:
     """Yield number (from 1) and content of every line that is not blank; the first one is a Header.
 
-    Raises FormatError or IncompatibleError for what is no such file, FormatError after MAX_LINES.
+    After MAX_LINES, or MAX_OTHERS that are no records, a Bad one says that the rest was not read. Raises FormatError or
+    IncompatibleError for what is no such file.
     """
     pin: bytes | None = None
+    others = 0
     for number, line in _lines(file):
         if isinstance(line, FormatError):
             found: Item = Bad(line)
@@ -148,24 +152,31 @@ def read(file: BinaryIO) -> Iterator[tuple[int, Item]]:
             )
         if isinstance(found, Header):
             pin = found.pin
+        others += not isinstance(found, SignedRecord)
+        if number > MAX_LINES or others > MAX_OTHERS:
+            yield number, Bad(_too_much(number))
+            return
         yield number, found
     if pin is None:
         raise FormatError("this file is empty", hint="edgeseal station carry makes one")
 
 
+def _too_much(number: int) -> FormatError:
+    what = f"more than {MAX_LINES} lines" if number > MAX_LINES else f"more than {MAX_OTHERS} lines are no records"
+    return FormatError(f"{what}; the rest was not read", hint="carry the records again, or in several files")
+
+
 def _lines(file: BinaryIO) -> Iterator[tuple[int, bytes | FormatError]]:
-    """Yield lines without their end, never holding more than MAX_LINE of one."""
-    for number in range(1, MAX_LINES + 2):
+    """Yield lines, never holding more than MAX_LINE of one."""
+    for number in itertools.count(1):
         line = file.readline(MAX_LINE + 1)
         if not line:
             return
-        if number > MAX_LINES:
-            raise FormatError(f"more than {MAX_LINES} lines; the rest was not read", hint="cut the file in pieces")
         if len(line) > MAX_LINE:
             while line and not line.endswith(b"\n"):
                 line = file.readline(MAX_LINE)
             yield number, FormatError(f"a line of more than {MAX_LINE} bytes; no record is as long")
-        elif line.strip():
+        elif line.strip() or number > MAX_LINES:
             yield number, line
 
 
