@@ -124,7 +124,7 @@ class Server:
 
     async def index(self, request: Request) -> Response:
         """Model repository extension: what is here, what is coming and what does not load; `ready`: the first only."""
-        only_ready = (await _document(request)).get("ready") is True
+        only_ready = (await self._document(request)).get("ready") is True
         rows = {(m.model, str(m.release)): {"state": "READY"} for m in self.models.all()}
         if not only_ready:
             rows = self._not_ready() | rows
@@ -146,7 +146,7 @@ class Server:
 
     async def load(self, request: Request) -> Response:
         """Model repository extension: true already for what serves; nothing else can be loaded by a client."""
-        if (await _document(request)).get("parameters"):
+        if (await self._document(request)).get("parameters"):
             return _error(400, "a model serves as it was published; files or another configuration are not taken here")
         try:
             self._model(request)
@@ -157,6 +157,25 @@ class Server:
     async def unload(self, _request: Request) -> Response:
         """Model repository extension: never by a client."""
         return _error(400, "edgeseal-agent decides which releases serve: edgeseal-agent rollback, or assign another")
+
+    async def _document(self, request: Request) -> dict[str, Any]:
+        """Return a small JSON object, {} without a body. Raises RefusedRequestError."""
+        body = bytearray()
+        try:
+            async with asyncio.timeout(self._bounds.seconds):
+                async for piece in request.stream():
+                    body += piece
+                    if len(body) > _MAX_DOCUMENT:
+                        raise RefusedRequestError(413, f"the request is larger than {_MAX_DOCUMENT} bytes")
+        except TimeoutError:
+            raise RefusedRequestError(408, f"the request did not arrive within {self._bounds.seconds:g} s") from None
+        try:
+            found = json.loads(body or b"{}")
+        except (ValueError, RecursionError) as e:
+            raise RefusedRequestError(400, f"the request is not JSON: {e}") from None
+        if not isinstance(found, dict):
+            raise RefusedRequestError(400, "the request must be a JSON object")
+        return found
 
     async def live(self, _request: Request) -> Response:
         """Answer that the process answers."""
@@ -316,22 +335,6 @@ def _header_length(request: Request) -> int | None:
 def _error(status: int, message: str) -> Response:
     headers = {"Retry-After": "1"} if status == 503 else None  # noqa: PLR2004 - HTTP
     return JSONResponse({"error": message}, status_code=status, headers=headers)
-
-
-async def _document(request: Request) -> dict[str, Any]:
-    """Return a small JSON object, {} without a body. Raises RefusedRequestError."""
-    body = bytearray()
-    async for piece in request.stream():
-        body += piece
-        if len(body) > _MAX_DOCUMENT:
-            raise RefusedRequestError(413, f"the request is larger than {_MAX_DOCUMENT} bytes")
-    try:
-        found = json.loads(body or b"{}")
-    except (ValueError, RecursionError) as e:
-        raise RefusedRequestError(400, f"the request is not JSON: {e}") from None
-    if not isinstance(found, dict):
-        raise RefusedRequestError(400, "the request must be a JSON object")
-    return found
 
 
 async def _refused(_request: Request, error: Exception) -> Response:

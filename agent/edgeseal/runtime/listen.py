@@ -10,9 +10,11 @@ import ipaddress
 import os
 import socket
 from pathlib import Path
+from typing import Final
 
 from edgeseal.errors import IncompatibleError, UsageError
 
+BACKLOG: Final = 512  # connections that may wait while a worker starts
 _FIRST_PASSED = 3  # sd_listen_fds(3)
 _LOOPBACK = frozenset({"127.0.0.1", "localhost", "[::1]"})
 

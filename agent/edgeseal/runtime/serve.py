@@ -22,7 +22,7 @@ from edgeseal import __version__
 from edgeseal.durable import write_atomic
 from edgeseal.errors import EdgesealError, UsageError
 from edgeseal.runtime.bounds import MIB, Bounds
-from edgeseal.runtime.listen import listen, passed
+from edgeseal.runtime.listen import BACKLOG, listen, passed
 from edgeseal.runtime.repository import ModelRepository
 from edgeseal.runtime.supervisor import Settings, Supervisor
 
@@ -31,8 +31,6 @@ if TYPE_CHECKING:
 
 _EXTRAS = {"uvicorn": "serve", "starlette": "serve", "numpy": "onnx"}
 _ENGINES = ("onnxruntime", "ai_edge_litert")
-
-_BACKLOG = 512  # connections that may wait while a worker starts
 
 logger = logging.getLogger("edgeseal.serve")
 
@@ -50,7 +48,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         sys.stderr.write(f"error: {e}\n")
         return e.exit_code
     if not given:
-        listener.listen(_BACKLOG)
+        listener.listen(BACKLOG)
     repository = ModelRepository(arguments.models, allow_disk=True)
     supervisor = Supervisor(listener, repository, settings, announce=lambda: _announce(arguments.ready_file, url))
     for number in (signal.SIGTERM, signal.SIGINT):

@@ -40,6 +40,7 @@ import msgspec
 from edgeseal.runtime.app import Server
 from edgeseal.runtime.bounds import Bounds
 from edgeseal.runtime.counters import tallies
+from edgeseal.runtime.listen import BACKLOG
 from edgeseal.runtime.models import Models
 from edgeseal.runtime.rehearsal import rehearse
 from edgeseal.runtime.repository import ModelRepository
@@ -47,6 +48,8 @@ from edgeseal.runtime.shadow_copies import Copies, Counts
 
 try:
     import uvicorn
+
+    from edgeseal.runtime.connection import AT_A_TIME, Connection
 except ImportError as e:  # pragma: no cover - depends on what is installed
     raise ImportError("edgeseal-serve needs the extra 'serve': pip install 'edgeseal[serve,onnx]'") from e
 
@@ -74,7 +77,9 @@ class Worker:
         self._app = self._server.app()
         config = uvicorn.Config(
             self._app,
-            http="h11",  # what every device has; httptools, which comes with other extras, bounds no header
+            http=Connection,
+            ws="none",
+            backlog=AT_A_TIME,
             log_config=None,
             access_log=False,
             server_header=False,
@@ -135,6 +140,7 @@ class Worker:
         while not self._uvicorn.started and not task.done():  # noqa: ASYNC110 - uvicorn offers no event for it
             await asyncio.sleep(_TICK)
         if self._uvicorn.started:
+            self._listener.listen(BACKLOG)  # asyncio has made it as short as AT_A_TIME
             self._say({"accepting": True})
         await task
 
