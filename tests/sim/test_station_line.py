@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import os
 import time
 from typing import TYPE_CHECKING, Any
@@ -234,6 +235,34 @@ def test_a_port_in_use_is_said_and_served_once_it_is_free(world: station_world.W
         run = run_of(world, journal, lambda: [line.station], Story(tell), once=False)
         assert run().exit_code == 0
         agree(journal, homes)
+
+
+@pytest.mark.parametrize("once", [False, True])
+def test_a_new_port_belongs_to_root_until_udev_has_looked_at_it(
+    world: station_world.World, monkeypatch: pytest.MonkeyPatch, once: bool
+) -> None:
+    homes, log = numbered(1), Log()
+    tries = []
+    real = serial.Serial
+
+    def early(path: str, *more: Any, **options: Any) -> serial.Serial:
+        tries.append(path)
+        if len(tries) == 1:
+            raise serial.SerialException(errno.EACCES, "could not open port")
+        return real(path, *more, **options)
+
+    monkeypatch.setattr(serial, "Serial", early)
+    with world.journal() as journal, bench(baud=FAST) as (line,), powered([line.device], homes):
+
+        def tell(_: Log) -> Iterator[Callable[[], bool]]:
+            yield lambda: bool(run.hall.tally.passed)
+            run.hall.stop()
+
+        run = run_of(world, journal, lambda: [line.station], log if once else Story(tell), once=once)
+        assert run().exit_code == 0
+        agree(journal, homes)
+    assert len(tries) == 2
+    assert log.notes == []
 
 
 # Records that go out meanwhile -----------------------------------------------------------------------------------

@@ -95,7 +95,7 @@ class Cable:
         if self._serial is not None:
             with contextlib.suppress(OSError):
                 self._serial.close()
-        self._serial, self._pending = None, b""
+        self._serial, self._pending, self.problem = None, b"", None
 
 
 def _problem(error: Exception, path: str, baud: int) -> Problem:

@@ -16,6 +16,7 @@ from edgeseal_host.station.tally import Tally
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
 
+    from edgeseal_host.station.cable import Problem
     from edgeseal_host.station.lane import View
     from edgeseal_host.station.scanner import Scanner
     from edgeseal_host.station.work import Work
@@ -59,6 +60,7 @@ class Hall:
         self._idle = idle
         self._places: dict[str, tuple[Lane, Cable]] = {}
         self._seen: dict[str, tuple[object, ...]] = {}
+        self._told: dict[str, Problem] = {}  # why a port cannot be opened
         self._stopping = False
         self.tally = Tally(work.clock())
 
@@ -114,12 +116,15 @@ class Hall:
                 self._open(lane, cable)
 
     def _open(self, lane: Lane, cable: Cable) -> None:
+        """Open a port, or say why not the second time: a new one belongs to root until udev has looked at it."""
         before = cable.problem
         if cable.open():
+            self._told.pop(cable.path, None)
             lane.plugged()
-        elif cable.problem is not None:
+        elif cable.problem is not None and cable.problem == before:
             lane.blocked(cable.problem)
-            if cable.problem != before and lane.phase is Phase.ABSENT:
+            if lane.phase is Phase.ABSENT and self._told.get(cable.path) != cable.problem:
+                self._told[cable.path] = cable.problem
                 self._audience.said(f"{cable.path}: {cable.problem.reason}; {cable.problem.remedy}")
 
     # One round ---------------------------------------------------------------------------------------------------
