@@ -104,6 +104,8 @@ def test_stopped_in_the_middle_it_says_what_is_unfinished_and_gives_the_terminal
 def test_enter_tries_again_and_a_scanner_is_heard_and_nothing_is_typed_across_the_screen(window: Terminal) -> None:
     window.run(*FOUR, *FAST)
     window.wait_for(four_verdicts)
+    window.keys("C-z", "C-s", "Enter")  # neither stops the run or the screen
+    window.wait_for(lambda screen: "no serial number" in screen)
     window.keys("Enter")
     window.wait_for(lambda screen: "trying again what failed" in screen)
     window.type("1000000012345678")

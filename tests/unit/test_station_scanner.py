@@ -200,6 +200,25 @@ def test_on_a_terminal_nothing_is_echoed_until_the_end(monkeypatch: pytest.Monke
         assert is_echoing(keeper)
 
 
+def test_no_key_but_ctrl_c_stops_a_run(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Ctrl-S would hold every line up, Ctrl-Z too, and a core file has secrets in it."""
+    with terminal(monkeypatch) as (master, keeper):
+        before = termios.tcgetattr(keeper)
+        with standard_input() as made:
+            assert made is not None
+            _, _, _, flags, _, _, keys = termios.tcgetattr(keeper)
+            assert flags & termios.ISIG
+            assert keys[termios.VINTR] == b"\x03"
+            os.write(master, b"\x1a\x1c\x13\r1000abcd\r")
+            assert select.select([made], [], [], 5.0)[0]
+            found = made.read()
+            while not found:  # a terminal gives one line at a time
+                found += made.read()
+            assert found == ["1000abcd"]
+            assert made.refused == 1
+        assert termios.tcgetattr(keeper) == before
+
+
 def test_echo_comes_back_when_the_run_breaks(monkeypatch: pytest.MonkeyPatch) -> None:
     with terminal(monkeypatch) as (_, keeper):
         with pytest.raises(KeyboardInterrupt), standard_input():

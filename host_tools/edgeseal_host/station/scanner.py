@@ -12,13 +12,14 @@ import os
 import re
 import sys
 import termios
-from typing import TYPE_CHECKING, Final
+from typing import TYPE_CHECKING, Any, Final
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
 MAX_LINE: Final = 256  # bytes
 CHUNK: Final = 4096
+_DISABLED: Final = b"\0"  # _POSIX_VDISABLE of Linux
 _END: Final = re.compile(rb"\r\n|\n|\r")
 
 
@@ -112,11 +113,22 @@ def standard_input() -> Iterator[Scanner | None]:
         yield Scanner(fd)
         return
     before = termios.tcgetattr(fd)
-    changed = termios.tcgetattr(fd)
-    changed[3] &= ~termios.ECHO
-    termios.tcsetattr(fd, termios.TCSANOW, changed)
+    termios.tcsetattr(fd, termios.TCSANOW, _for_a_run(termios.tcgetattr(fd)))
     try:
         yield Scanner(fd)
     finally:
         with contextlib.suppress(termios.error):  # the terminal may be gone: a closed window
             termios.tcsetattr(fd, termios.TCSANOW, before)
+
+
+def _for_a_run(settings: list[Any]) -> list[Any]:
+    """Change a terminal's settings (termios(3)): no echo, and no key but Ctrl-C stops anything.
+
+    Ctrl-S would stop the output and with it every line, Ctrl-Z the process while devices talk to it, and Ctrl-Backslash would
+    leave its memory, secrets included, in a core file.
+    """
+    settings[0] &= ~termios.IXON
+    settings[3] &= ~termios.ECHO
+    for key in (termios.VSUSP, termios.VQUIT):
+        settings[6][key] = _DISABLED
+    return settings
