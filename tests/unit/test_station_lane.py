@@ -2,81 +2,30 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field, replace
-from typing import TYPE_CHECKING, Any, Literal
+from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING, Any
 
 import pytest
 from tests.unit import station_world
+from tests.unit.lane_world import KINDS, Bench, Nobody, home, make
 from tests.unit.line_world import cut_after
 
 from edgeseal.errors import NoSpaceError
-from edgeseal.provisioning import Code, EntropyReport, Offer, Stage
+from edgeseal.provisioning import Code, Offer, Stage
 from edgeseal.smp import Op, Packet, encode_lines
 from edgeseal.suite import PrivateKey
 from edgeseal_host.station import chain
 from edgeseal_host.station.cable import Problem
 from edgeseal_host.station.journal import offer_of
 from edgeseal_host.station.lane import Lane, Phase
-from edgeseal_host.station.work import Work
 from edgeseal_host.testing.provisioning import Link, MemoryHome
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
     from pathlib import Path
 
-    from edgeseal.provisioning import Device
-    from edgeseal_host.station.journal import Journal
 
 pytestmark = pytest.mark.unit
-KINDS = [chain.GRANTED, chain.PROVISIONED, chain.LOCKED]
-
-
-class Nobody:
-    """An open port without a device."""
-
-    def feed(self, _data: bytes) -> None:
-        pass
-
-    def outgoing(self) -> bytes:
-        return b""
-
-
-@dataclass
-class Bench:
-    """A station with one port, and the time on it."""
-
-    journal: Journal
-    work: Work
-    link: Link
-    lane: Lane = field(init=False)
-
-    def __post_init__(self) -> None:
-        self.lane = Lane("port-1", self.work)
-        self.lane.plugged()
-
-    def serve(
-        self, device: MemoryHome | Device | Nobody, *, seconds: float = 60.0, until: Callable[[], bool] | None = None
-    ) -> Phase:
-        """Keep a device on the port until it has a verdict, or that long if there is one already."""
-        end = device.device(self.link.clock) if isinstance(device, MemoryHome) else device
-        over = until or (lambda: self.lane.phase in {Phase.PASSED, Phase.FAILED, Phase.DONE})
-        self.link.run(self.lane, end, until=over, limit=seconds)
-        return self.lane.phase
-
-    def leave(self, device: MemoryHome | Nobody, seconds: float) -> Phase:
-        """Let time pass."""
-        return self.serve(device, seconds=seconds, until=lambda: False)
-
-    def take_away(self) -> None:
-        self.leave(Nobody(), 4.0)
-
-    def kinds(self) -> list[str]:
-        return [e.kind for e in self.journal][1:]
-
-    @property
-    def why(self) -> tuple[Code | None, str, str]:
-        view = self.lane.view()
-        return view.code, view.reason, view.remedy
 
 
 @pytest.fixture(scope="module")
@@ -93,16 +42,6 @@ def world(made: station_world.World, tmp_path: Path) -> station_world.World:
 def bench(world: station_world.World) -> Iterator[Bench]:
     with world.journal() as journal:
         yield make(world, journal)
-
-
-def make(world: station_world.World, journal: Journal, link: Link | None = None, **changes: Any) -> Bench:
-    link = link or Link()
-    order = replace(world.order(), **{k: changes.pop(k) for k in ("policy", "hardware") if k in changes})
-    return Bench(journal, Work(order, journal, world.batch.naming, "anna", clock=link.clock, **changes), link)
-
-
-def home(number: int = 1, **changes: Any) -> MemoryHome:
-    return MemoryHome(serial=f"1000{number:04}", **changes)
 
 
 # Served -------------------------------------------------------------------------------------------------------------
@@ -173,93 +112,6 @@ def test_a_failed_device_that_was_away_is_tried_again(bench: Bench) -> None:
     device.healthy = True
     bench.serve(device, until=lambda: bench.lane.phase is Phase.TALKING)
     assert bench.serve(device) is Phase.PASSED
-
-
-# Refused: the four of the line, through the code that runs there ------------------------------------------------------
-
-
-def test_a_key_seen_before_is_refused(bench: Bench) -> None:
-    dead = PrivateKey(1, bytes(32))
-    one, other = home(1), home(2)
-    for device in (one, other):
-        device.pending = (dead, device.new_key(1, "mix", b"")[1])
-    assert bench.serve(one) is Phase.PASSED
-    bench.serve(other, until=lambda: bench.lane.serial == "10000002")
-    assert bench.serve(other) is Phase.FAILED
-    assert bench.why == (
-        Code.KEY_SEEN,
-        "10000002 shows the key that was given to 10000001 before",
-        "put the device aside: its random source is dead or its card is a copy",
-    )
-    assert other.identity is None
-    assert bench.kinds() == [*KINDS, chain.FAILED]
-
-
-def test_a_device_that_cannot_make_a_healthy_key_says_so(world: station_world.World) -> None:
-    with world.journal() as journal:
-        bench = make(world, journal, policy="require")
-        assert bench.serve(home(healthy=False)) is Phase.FAILED
-        code, reason, remedy = bench.why
-    assert code is Code.ENTROPY
-    assert "needs a healthy hardware source" in reason
-    assert remedy.startswith("plug in the noise source and wait until its light is steady")
-
-
-class Liar(MemoryHome):
-    """Makes its key without a healthy source under `require`, and admits it in its report."""
-
-    def new_key(
-        self, suite_number: int, policy: Literal["mix", "require"], host: bytes
-    ) -> tuple[PrivateKey, EntropyReport]:
-        del policy
-        return super().new_key(suite_number, "mix", host)
-
-
-def test_unhealthy_entropy_under_require_is_refused_by_the_station_too(world: station_world.World) -> None:
-    with world.journal() as journal:
-        bench = make(world, journal, policy="require")
-        device = Liar(serial="10000001")
-        assert bench.serve(device) is Phase.FAILED
-        assert bench.why == (
-            Code.UNHEALTHY,
-            "the key was made without a healthy noise source (os: getrandom)",
-            "plug in the noise source and wait until its light is steady, or allow `mix` in the batch file",
-        )
-        assert device.identity is None
-        assert bench.kinds() == [chain.FAILED]
-        assert make(world, journal, policy="mix").serve(device) is Phase.PASSED, "negative control"
-
-
-def test_a_serial_number_provisioned_before_is_refused_unless_rework_is_authorised(bench: Bench) -> None:
-    bench.serve(home())
-    bench.take_away()
-    new_card = home()
-    bench.serve(new_card, until=lambda: bench.lane.phase is Phase.TALKING)
-    assert bench.serve(new_card) is Phase.FAILED
-    assert bench.why == (
-        Code.SERIAL_SEEN,
-        "serial number 10000001 was already provisioned, as press-0001",
-        "put it aside, or authorise re-work for this serial number",
-    )
-    assert new_card.identity is None
-    bench.journal.append(chain.AUTHORISED, serial="10000001", operator="boss", detail={"reason": "card replaced"})
-    bench.lane.retry()
-    assert bench.serve(new_card) is Phase.PASSED
-    assert bench.lane.view().device == "press-0002"
-
-
-def test_a_wrong_board_for_the_batch_is_refused(world: station_world.World) -> None:
-    with world.journal() as journal:
-        bench = make(world, journal, hardware=("raspberrypi,5-model-b", "raspberrypi,4-model-b"))
-        device = home(hardware="raspberrypi,3-model-b")
-        assert bench.serve(device) is Phase.FAILED
-        assert bench.why == (
-            Code.WRONG_BOARD,
-            "this board is raspberrypi,3-model-b; the batch is for raspberrypi,5-model-b or raspberrypi,4-model-b",
-            "take the board the batch file names, or the batch file for this board",
-        )
-        assert device.identity is None
-        assert journal.last(chain.GRANTED) is None
 
 
 # A lock nobody heard of ---------------------------------------------------------------------------------------------
