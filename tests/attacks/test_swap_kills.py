@@ -246,6 +246,8 @@ def test_the_agent_is_killed_while_it_undoes(swap: Swap, place: str, name: str) 
     failed = swap.world.model().failed[0]
     assert failed.release == release
     assert "answers failed" in failed.reason  # written down before anything was undone
+    if place == "adapters.Link":  # negative control: nobody has given it back yet, and that is seen
+        swap.world.load.wait_for(lambda a: a.status == 500, 2, "the bad release still serves")
     said = swap.next_pass(expect=before)  # and it answers the same inputs
     assert f"release {release} failed here before" in said
 
