@@ -2,13 +2,15 @@
 
     python station_spy.py FILE FAULT edgeseal's arguments ...
 
-FAULT: none, kill (SIGKILL when an offer was made, before it is kept), crash (a bug once a device has confirmed), or
+FAULT: none, kill (SIGKILL when an offer was made, before it is kept), abort (the same with SIGABRT, which dumps core),
+crash (a bug once a device has confirmed), or
 leak-log, leak-journal, leak-crash: the same station with a careless line in it, for negative controls.
 """
 
 from __future__ import annotations
 
 import os
+import resource
 import signal
 import sys
 from pathlib import Path
@@ -38,8 +40,9 @@ def spy(file: Path, fault: str) -> None:
             return drawn
 
         made = make_offer(*what, random=noted)
-        if fault == "kill":
-            os.kill(os.getpid(), signal.SIGKILL)
+        if fault in {"kill", "abort"}:
+            print(f"core files of {resource.getrlimit(resource.RLIMIT_CORE)[0]} bytes", flush=True)  # noqa: T201
+            os.kill(os.getpid(), signal.SIGKILL if fault == "kill" else signal.SIGABRT)
         return made
 
     mock.patch("edgeseal.provisioning.station.make_offer", noting).start()
@@ -72,6 +75,8 @@ def inject(fault: str) -> None:
 if __name__ == "__main__":
     from edgeseal_host.cli import main
 
+    _, most = resource.getrlimit(resource.RLIMIT_CORE)
+    resource.setrlimit(resource.RLIMIT_CORE, (most, most))  # whoever started this may have forbidden core files already
     spy(Path(sys.argv[1]), sys.argv[2])
     inject(sys.argv[2])
     del sys.argv[1:3]

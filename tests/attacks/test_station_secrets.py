@@ -80,7 +80,7 @@ class Line:
     def run(self, *more: object, fault: str = "none") -> int:
         """Run until every port has its verdict, keeping what is printed."""
         command = self.command(*self.run_options(*more), fault=fault)
-        done = subprocess.run(command, capture_output=True, timeout=100, check=False, cwd=ROOT, env=_env())
+        done = subprocess.run(command, capture_output=True, timeout=100, check=False, cwd=self.world.place, env=_env())
         self.printed += [done.stdout, done.stderr]
         return done.returncode
 
@@ -100,7 +100,7 @@ class Line:
         """Run a command full-screen, keeping every byte that the terminal got."""
         master, keeper = pty.openpty()
         process = subprocess.Popen(
-            self.command(*arguments), stdin=keeper, stdout=keeper, stderr=keeper, cwd=ROOT, env=_env()
+            self.command(*arguments), stdin=keeper, stdout=keeper, stderr=keeper, cwd=self.world.place, env=_env()
         )
         os.close(keeper)
         while select.select([master], [], [], 60)[0]:
@@ -211,6 +211,13 @@ def test_a_station_killed_with_an_offer_in_its_memory_and_the_next_run(line: Lin
     assert line.leaks() == []
     assert line.run() == 1
     assert granted(line) == 2
+    assert line.leaks() == []
+
+
+def test_a_process_that_dies_leaves_no_core_file(line: Line) -> None:
+    assert line.run(fault="abort") == -signal.SIGABRT
+    assert b"core files of 0 bytes" in b"".join(line.printed)
+    assert not list(line.world.place.glob("core*"))
     assert line.leaks() == []
 
 

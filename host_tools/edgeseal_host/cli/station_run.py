@@ -6,6 +6,7 @@ On a terminal a full screen, else a line of text for each event, with --json a J
 from __future__ import annotations
 
 import getpass
+import resource
 import time
 from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
@@ -185,6 +186,8 @@ def _run(line: _Line, *, baud: int, operator: str, fixture: str, once: bool) -> 
     from edgeseal_host.station.scanner import standard_input
     from edgeseal_host.station.work import Work
 
+    # A core file would hold the secrets of devices that are at work.
+    resource.setrlimit(resource.RLIMIT_CORE, (0, resource.getrlimit(resource.RLIMIT_CORE)[1]))
     public = line.directory.public()
     private = line.directory.keys.mldsa65(line.directory.key_name, line.passphrase)
     order = line.batch.order(station=public.name, pin=public.pin, now=int(time.time()))

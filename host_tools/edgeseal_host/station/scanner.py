@@ -124,8 +124,8 @@ def standard_input() -> Iterator[Scanner | None]:
 def _for_a_run(settings: list[Any]) -> list[Any]:
     """Change a terminal's settings (termios(3)): no echo, and no key but Ctrl-C stops anything.
 
-    Ctrl-S would stop the output and with it every line, Ctrl-Z the process while devices talk to it, and Ctrl-Backslash would
-    leave its memory, secrets included, in a core file.
+    Ctrl-S would stop the output and with it every line, Ctrl-Z the process while devices talk to it, and Ctrl-Backslash
+    would leave its memory, secrets included, in a core file.
     """
     settings[0] &= ~termios.IXON
     settings[3] &= ~termios.ECHO
