@@ -48,7 +48,7 @@ def look(shadow: Shadow) -> ShadowStatus:
 
 
 def state(shadow: Shadow, wanted: str) -> ShadowStatus:
-    world.until(lambda: look(shadow).state == wanted, f"the shadow is {wanted}")
+    world.until(lambda: look(shadow).state == wanted, f"the shadow is {wanted}", 120)  # of low priority
     return look(shadow)
 
 

@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import http.client
 import json
+import os
 from pathlib import Path
-from typing import TYPE_CHECKING
+from types import SimpleNamespace
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import pytest
@@ -14,7 +16,12 @@ pytest.importorskip("onnxruntime", reason="pip install 'edgeseal[onnx]'")
 pytest.importorskip("uvicorn", reason="pip install 'edgeseal[serve]'")
 
 from tests.unit import runtime_world as world
-from tests.unit.shadow_world import ask, look, ordered, serve_release, state
+from tests.unit.shadow_world import ask, look, ordered, put, serve_release, state
+
+from edgeseal.runtime import shadow_keeper, supervisor
+from edgeseal.runtime.bounds import Bounds
+from edgeseal.runtime.follow import Release, stamp
+from edgeseal.runtime.shadow_keeper import RUNNING, Keeper, Resources
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -92,3 +99,166 @@ def test_other_answers_differ_in_json_and_in_binary(models: ModelRepository, sta
         assert output.max_relative == pytest.approx(1 / 6)
         assert output.top1 == 1.0
         assert figures.latency_ratio()
+
+
+def test_it_says_what_it_does_in_metrics_and_on_the_page(models: ModelRepository, status_file: Path) -> None:
+    serve_release(models, 1, 1.0)
+    with world.serving(models, "--status-file", str(status_file)) as server:
+        assert "edgeseal_shadow" not in text(server, "/metrics")
+        world.publish(models, "m", 2, 1.5)
+        shadow = ordered(models, status_file, 2)
+        state(shadow, "running")
+        ask(server)
+        labels = 'model="m",release="2"'
+        line = f"edgeseal_shadow_differing_total{{{labels}}} 1\n"
+        world.until(lambda: line in text(server, "/metrics"), "it is in the metrics")
+        assert f'edgeseal_shadow_output_max_abs{{{labels},output="y"}} 0.5\n' in text(server, "/metrics")
+        assert "Release 2 runs copies of live requests" in text(server, "/")
+        shadow.end()
+        world.until(lambda: "edgeseal_shadow" not in text(server, "/metrics"), "it is gone with the order")
+        assert json.loads(ask(server)[1])["model_version"] == "1"
+
+
+def test_it_gives_way_and_is_the_first_to_go(models: ModelRepository, status_file: Path) -> None:
+    serve_release(models, 1, 1.0)
+    with world.serving(models, "--status-file", str(status_file)) as server:
+        world.publish(models, "m", 2, 1.0)
+        state(ordered(models, status_file, 2), "running")
+        process = shadow_process(server)
+        place = Path("/proc") / process
+        nice = {os.getpriority(os.PRIO_PROCESS, int(t.name)) for t in (place / "task").iterdir()}
+        (serving,) = set(server.workers()) - {process}
+        usual = os.getpriority(os.PRIO_PROCESS, int(serving))
+        assert nice == {min(19, usual + RUNNING)}
+        assert (place / "oom_score_adj").read_text() == "1000\n"
+        assert (Path("/proc") / serving / "oom_score_adj").read_text() != "1000\n"
+
+
+def test_an_order_taken_back_and_another_one(models: ModelRepository, status_file: Path) -> None:
+    serve_release(models, 1, 1.0)
+    with world.serving(models, "--status-file", str(status_file)) as server:
+        world.publish(models, "m", 2, 1.0)
+        first = ordered(models, status_file, 2)
+        state(first, "running")
+        process = shadow_process(server)
+        second = ordered(models, status_file, 2)  # as an agent does that was killed and tries again
+        found = state(second, "running")
+        assert (found.seen, first.look()) == (0, None)
+        assert shadow_process(server) != process
+        second.end()
+        world.until(lambda: len(server.workers()) == 1, "its process has ended")
+        assert second.look() is None
+        assert ask(server)[0] == 200
+
+
+def test_a_server_that_ends_in_order_ends_it_too(models: ModelRepository, status_file: Path) -> None:
+    serve_release(models, 1, 1.0)
+    with world.serving(models, "--status-file", str(status_file)) as server:
+        world.publish(models, "m", 2, 1.0)
+        state(ordered(models, status_file, 2), "running")
+        process = shadow_process(server)
+        assert server.stop() == 0
+        assert not (Path("/proc") / process / "fd").exists()
+        assert "Traceback" not in server.said()
+
+
+# What is not tried ----------------------------------------------------------------------------------------------------
+
+
+def test_a_release_that_does_not_load(models: ModelRepository, status_file: Path) -> None:
+    serve_release(models, 1, 1.0)
+    with world.serving(models, "--status-file", str(status_file)) as server:
+        put(models, 2, lambda path: path.write_bytes(b"garbage"))
+        found = state(ordered(models, status_file, 2), "failed")
+        assert "not an ONNX model" in found.reason
+        world.until(lambda: len(server.workers()) == 1, "its process has ended")
+        assert ask(server)[0] == 200
+
+
+@pytest.mark.parametrize("switch", ["stop-then-load", "load-on-demand"])
+def test_a_server_that_holds_one_release_at_a_time(models: ModelRepository, status_file: Path, switch: str) -> None:
+    serve_release(models, 1, 1.0)
+    resources = supervisor._resources(supervisor.Settings(Bounds(), switch=switch))  # type: ignore[arg-type]
+    world.publish(models, "m", 2, 1.0)
+    ordered(models, status_file, 2)
+    keeper = Keeper(models, resources)
+    keeper.step(serving(models, 1))
+    found = keeper.status("m")
+    assert found is not None
+    assert (found.state, f"--switch {switch}" in found.reason) == ("skipped", True)
+    assert keeper._session is not None
+    assert keeper._session.process is None
+
+
+@pytest.mark.parametrize("spare", [0, -1])
+def test_memory_that_does_not_hold_both(
+    models: ModelRepository, status_file: Path, monkeypatch: pytest.MonkeyPatch, spare: int
+) -> None:
+    serve_release(models, 1, 1.0)
+    world.publish(models, "m", 2, 1.0)
+    ordered(models, status_file, 2)
+    size = sum(p.stat().st_size for p in models.path("m", 2).iterdir())
+    monkeypatch.setattr(shadow_keeper, "memory_available", lambda: 1000 + size + spare)
+    keeper = Keeper(models, Resources(1, 60.0, 1000))
+    keeper.step(serving(models, 1))
+    found = keeper.status("m")
+    keeper.close()
+    assert found is not None
+    assert found.state == ("loading" if spare == 0 else "skipped")
+    assert ("memory does not hold both releases" in found.reason) is (spare < 0)
+
+
+def test_nothing_to_compare_with(models: ModelRepository, status_file: Path) -> None:
+    world.publish(models, "m", 2, 1.0)
+    ordered(models, status_file, 2)
+    keeper = Keeper(models, Resources(1, 60.0, 0))
+    keeper.step(None)
+    keeper.step(serving(models, 2, model="other"))
+    found = keeper.status("m")
+    assert found is not None
+    assert found.state == "waiting"
+    assert keeper.status("other") is None
+
+
+def test_an_order_that_nobody_takes_back_ends_by_itself(models: ModelRepository, status_file: Path) -> None:
+    world.publish(models, "m", 2, 1.0)
+    ordered(models, status_file, 2, seconds=1)
+    keeper = Keeper(models, Resources(1, 60.0, 0))
+    keeper.step(None)
+    assert keeper._session is not None
+    keeper._session.started -= shadow_keeper.LOAD_SECONDS + shadow_keeper.GRACE_SECONDS + 2
+    keeper.step(None)
+    found = keeper.status("m")
+    assert found is not None
+    assert (found.state, found.reason) == ("skipped", "nobody has asked for what it found")
+
+
+@pytest.mark.parametrize("spoil", ["order", "link", "outside", "no order"])
+def test_an_order_that_cannot_be_read_starts_nothing(models: ModelRepository, status_file: Path, spoil: str) -> None:
+    world.publish(models, "m", 2, 1.0)
+    ordered(models, status_file, 2)
+    assert shadow_keeper.ordered(models) is not None  # negative control
+    place = models.root / "m"
+    if spoil == "order":
+        (place / ".shadow.json").write_text("{}")
+    elif spoil == "no order":
+        (place / ".shadow.json").unlink()
+    else:
+        (place / "shadow").unlink()
+        (place / "shadow").symlink_to("3" if spoil == "link" else "../../2")
+    assert shadow_keeper.ordered(models) is None
+
+
+def test_a_pass_that_begins_takes_leftovers_back(models: ModelRepository, status_file: Path) -> None:
+    world.publish(models, "m", 2, 1.0)
+    ordered(models, status_file, 2)
+    (models.root / "m" / ".next-shadow").symlink_to("2")
+    models.sweep()
+    assert sorted(p.name for p in (models.root / "m").iterdir()) == ["2"]
+
+
+def serving(models: ModelRepository, release: int, *, model: str = "m") -> Any:
+    """A worker that serves, as the supervisor has it; nothing is sent to it here."""
+    directory = models.path("m", release)
+    found = Release(model, release, directory, stamp(directory))
+    return SimpleNamespace(releases={model: found}, accepting=True, copied=None)

@@ -39,6 +39,7 @@ LOAD_SECONDS: Final = 300.0  # as a worker that is to serve
 GRACE_SECONDS: Final = 60.0  # beyond what was ordered: an agent that was killed takes nothing back
 _AGAIN_SECONDS: Final = 1.0
 LOADING, RUNNING = 5, 15  # nice(2): a tenth and a thirtieth of what a worker that serves gets where all are busy
+_LEAST: Final = 19
 _FIRST_TO_GO: Final = "1000"  # proc_pid_oom_score_adj(5)
 
 logger = logging.getLogger("edgeseal.serve")
@@ -295,14 +296,15 @@ def ordered(repository: ModelRepository) -> tuple[Release, Order] | None:
 
 
 def give_way(pid: int, nice: int) -> None:
-    """Lower the priority of a process, all its threads and those that they will start.
+    """Lower the priority of a process by `nice` below ours, that of all its threads and of those that they will start.
 
     Nice values hold within a group of processes only, and each session is such a group on kernels with autogrouping
     (sched(7)): the group gets the same value. Not idle priority, which starves where something else never sleeps.
     """
+    value = min(_LEAST, os.getpriority(os.PRIO_PROCESS, 0) + nice)
     with contextlib.suppress(OSError):
         for thread in Path(f"/proc/{pid}/task").iterdir():
-            os.setpriority(os.PRIO_PROCESS, int(thread.name), nice)
+            os.setpriority(os.PRIO_PROCESS, int(thread.name), value)
     with contextlib.suppress(OSError):
         Path(f"/proc/{pid}/autogroup").write_text(str(nice), encoding="ascii")
 
