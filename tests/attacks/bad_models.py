@@ -87,6 +87,11 @@ def nan_below_zero() -> Spoil:
     return Spoil(nodes, {})
 
 
+def infinite_at_zero() -> Spoil:
+    """The logarithm of a mark of 0."""
+    return Spoil([helper.make_node("Log", ["mark"], ["spoil"])], {})
+
+
 def refuses_above(rows: int) -> Spoil:
     """A mark of `rows` or more is an index beyond a table: the engine refuses to run."""
     nodes = [

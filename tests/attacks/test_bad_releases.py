@@ -93,6 +93,12 @@ ROLLED_BACK = {
         mark=lambda _: -1.0,
         said="values that JSON cannot carry",
     ),
+    "infinite on live inputs only": BadLater(
+        bad.spoiled(bad.infinite_at_zero),
+        "hold values that are not numbers",
+        mark=lambda n: float(n % 2),
+        said="values that JSON cannot carry",
+    ),
     "live inputs refused": BadLater(
         bad.spoiled(lambda: bad.refuses_above(8)),
         "answers failed; 5.0% are allowed",

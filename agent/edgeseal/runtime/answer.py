@@ -56,7 +56,7 @@ def answer(loaded: Loaded, body: bytes, header_length: int | None, stop: Stop) -
         started = time.monotonic()
         outputs = _run(loaded, request, stop)
         seconds = time.monotonic() - started
-        nan = any(_has_nan(value) for _, value in outputs.values())
+        nan = any(_has_no_number(value) for _, value in outputs.values())
         data, head = oip.build_response(loaded.model, str(loaded.release), outputs, request)
     except FormatError as e:
         raise RefusedRequestError(400, str(e), nan=nan) from None
@@ -71,8 +71,9 @@ def answer(loaded: Loaded, body: bytes, header_length: int | None, stop: Stop) -
     return Answer(data, head, nan, seconds)
 
 
-def _has_nan(value: Any) -> bool:  # noqa: ANN401 - an array
-    return value.dtype.kind == "f" and bool(np.isnan(value).any())
+def _has_no_number(value: Any) -> bool:  # noqa: ANN401 - an array
+    """Whether NaN or infinity is in it, as the gate asks: what it refuses must not serve later either."""
+    return value.dtype.kind == "f" and not np.isfinite(value).all()
 
 
 def _run(loaded: Loaded, request: oip.Request, stop: Stop) -> Mapping[str, tuple[str, Any]]:
