@@ -52,7 +52,8 @@ def server() -> Iterator[world.Serve]:
             "rollback": {"release": 5, "reason": f"31 of 40 answers failed: {ATTACK}", "at": int(time.time()) - 7300},
         }
         note["refused"] = {"release": 8, "reason": "acceptance vector 3: 2 of 4 values differ", "at": 1_795_000_000}
-        note["shadow"] = {"release": 7, "words": "120 answers compared, 0 differ"}
+        note["shadow"] = {"7": "120 answers compared, 0 differ"}
+        note["watch"] = {"release": 7, "until": int(time.time()) + 600}
         models.note("press", note)
         models.note(LONG, {"rollback": {"release": 2, "reason": "A" * 400, "at": 0}})
         with world.serving(models) as running:
@@ -88,6 +89,7 @@ def test_what_a_person_reads(browser: Browser, server: world.Serve) -> None:
         "UTC (2 h ago)",
         "Last refusal: release 8 was not let in. acceptance vector 3: 2 of 4 values differ",
         "120 answers compared, 0 differ",
+        "UTC; the release before stays ready",
         "Release 3 does not load.",
         "not an ONNX model",
         "no request yet",

@@ -84,17 +84,26 @@ def test_rollback_goes_back_and_the_release_left_is_not_tried_again(world: World
     failed(device, 2, "no release to go back to", "rollback")
 
 
-def test_what_was_refused_is_noted_beside_the_model_for_its_page(world: World) -> None:
+def test_what_the_page_shows_is_noted_and_outlives_a_reboot(world: World) -> None:
     fleet, device = world
     ok(device, "update")
-    device.write_config(runtime={"probe": True})
-    fleet.publish(2)  # no model at all
+    fleet.publish(2)
     fleet.assigned = 2
+    ok(device, "update")
+    ok(device, "rollback")
+    device.write_config(runtime={"probe": True})
+    fleet.publish(3)  # no model at all
+    fleet.assigned = 3
     failed(device, 6, "no model file in the release", "update")
     assert device.serving() == 1
-    refused = device.agent().models.notes(MODEL)["refused"]
-    assert (refused["release"], "no model file" in refused["reason"]) == (2, True)
-    assert refused["at"] > 1_700_000_000
+    notes = device.agent().models.notes(MODEL)
+    assert {how: notes[how]["release"] for how in ("rollback", "refused")} == {"rollback": 2, "refused": 3}
+    assert notes["rollback"]["reason"] == "rolled back on the device"
+    assert "no model file" in notes["refused"]["reason"]
+    assert min(notes[how]["at"] for how in ("rollback", "refused")) > 1_700_000_000
+    device.reboot()
+    device.run("update")
+    assert device.agent().models.notes(MODEL) == notes
 
 
 def test_reboot_without_network_restores_the_release(world: World) -> None:

@@ -139,11 +139,26 @@ def test_a_release_in_the_shadow_and_what_one_before_it_did_there() -> None:
         "copied": 4,
         "figures": {"compared": 4, "differing": 1},
     }
-    notes = {"shadow": {"release": 7, "words": "120 answers compared, 0 differ"}}
+    notes = {"shadow": {"7": "120 answers compared, 0 differ"}}
     text = render([loaded()], status={"press": {"serving": 7, "shadow": shadow}}, notes={"press": notes}).text
     assert "Release 8 runs copies of live requests; nobody gets its answers. 4 answers compared, 1 differ" in text
     assert "Shadow 120 answers compared, 0 differ" in text
     assert "Shadow" not in render([loaded(release=8)], notes={"press": notes}).text
+
+
+def test_a_release_on_trial() -> None:
+    notes = {"watch": {"release": 7, "until": NOW + 30}}
+    assert (
+        "On trial until 2026-11-25 13:25:30 UTC ; the release before stays"
+        in render([loaded()], notes={"press": notes}).text
+    )
+    for late in ({"release": 7, "until": NOW - 1}, {"release": 6, "until": NOW + 30}):
+        assert "On trial" not in render([loaded()], notes={"press": {"watch": late}}).text
+
+
+def test_an_event_of_an_unknown_time_has_none() -> None:
+    notes = {"rollback": {"release": 6, "reason": "rolled back on the device", "at": 0}}
+    assert "1970" not in render([loaded()], notes={"press": notes}).text
 
 
 def test_a_release_that_was_refused() -> None:
@@ -192,12 +207,12 @@ def test_a_host_with_a_name_like_markup() -> None:
 
 @given(
     st.dictionaries(
-        st.sampled_from(["gate", "rollback", "refused", "shadow"]),
+        st.sampled_from(["gate", "rollback", "refused", "shadow", "watch"]),
         st.recursive(
             st.sampled_from([None, True, 7, -1, 10**30, 1.5, float("nan"), float("inf"), "7", "<b>"]),
             lambda inner: (
                 st.lists(inner, max_size=2)
-                | st.dictionaries(st.sampled_from(["7", "release", "reason", "at", "cases", "words"]), inner)
+                | st.dictionaries(st.sampled_from(["7", "release", "reason", "at", "cases", "until"]), inner)
             ),
             max_leaves=8,
         ),

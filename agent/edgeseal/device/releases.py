@@ -14,7 +14,7 @@ import msgspec
 
 from edgeseal import __version__, install
 from edgeseal.contentkey import check_commitment
-from edgeseal.device import trial
+from edgeseal.device import notes, trial
 from edgeseal.errors import (
     EdgesealError,
     IncompatibleError,
@@ -171,6 +171,7 @@ def restore(agent: Agent) -> list[str]:
         except _CANNOT as e:
             problems.append(f"{name} release {model.current.release} cannot be restored: {e}")
             _restore_previous(agent, model, problems)
+        notes.leave(agent, name)
     return problems
 
 
@@ -231,9 +232,11 @@ def roll_back(agent: Agent, name: str | None) -> Outcome:
     agent.models.prepare()
     bad, good = model.current, model.previous
     _restore_one(agent, good)
-    new = model.with_failure(bad.release, bad.manifest, "rolled back on the device")
+    why = "rolled back on the device"
+    new = model.with_failure(bad.release, bad.manifest, why, at=int(agent.clock()), served=True)
     new = msgspec.structs.replace(new, current=good, previous=None)
     agent.state_file.write(msgspec.structs.replace(state.with_model(name, new), report_due=True))
+    notes.leave(agent, name)
     manifest = Manifest.from_bytes(good.manifest)
     return Outcome(name, good.release, 0, manifest.stored_size, manifest.stored_size)
 

@@ -7,12 +7,11 @@ needs to serve stays in memory until the new one is kept.
 
 from __future__ import annotations
 
-import contextlib
 from typing import TYPE_CHECKING, Any, Final
 
 import msgspec
 
-from edgeseal.device import shadow, watch
+from edgeseal.device import notes, shadow, watch
 from edgeseal.device.state import Counts, Gate, Installed, Model, Trial
 from edgeseal.errors import EdgesealError, IncompatibleError, RefusedError
 from edgeseal.manifest import Manifest
@@ -145,6 +144,7 @@ def _watch(agent: Agent, candidate: Candidate, trial: Trial) -> int:
     settings, adapter = agent.config.runtime, agent.adapter()
     if trial.step != "watching" or not settings.watch_seconds:
         return 0
+    notes.leave(agent, candidate.model)
     left = settings.watch_seconds - max(0.0, agent.clock() - trial.since)
     known = adapter.health(candidate.model, trial.previous) if trial.previous is not None else None
     limits = watch.Limits(settings.watch_error_rate, trial.budget_ms, watch.error_rate(known))
@@ -180,7 +180,7 @@ def _keep(agent: Agent, candidate: Candidate, trial: Trial, watched: int) -> Non
     agent.state_file.write(msgspec.structs.replace(state.with_model(candidate.model, new), report_due=True))
     agent.adapter().commit(candidate)
     _end(agent, candidate.model)
-    _note(agent, candidate.model, gate=trial)
+    notes.leave(agent, candidate.model)
     agent.say(f"{candidate.model} release {trial.release}: active")
 
 
@@ -201,12 +201,12 @@ def _give_back(
             trial.release, trial.manifest, cause.message, policy=under, at=int(agent.clock()), served=served
         )
         agent.say(f"{candidate.model} release {trial.release}: {'rolled back' if served else 'refused'}")
-        _note(agent, candidate.model, gone=("rollback" if served else "refused", trial.release, cause.message))
     new = msgspec.structs.replace(state.with_model(candidate.model, model), report_due=state.report_due or bool(cause))
     try:
         agent.state_file.write(new)
     except _CANNOT as e:
         agent.say(f"why {candidate.model} release {trial.release} goes cannot be written down: {e}")
+    notes.leave(agent, candidate.model, model)
     try:
         agent.adapter().rollback(candidate)
         _end(agent, candidate.model)
@@ -225,23 +225,6 @@ def _undo_interrupted(agent: Agent, candidate: Candidate, trial: Trial) -> None:
     agent.models.unshadow(candidate.model)
     agent.adapter().rollback(candidate)
     _set(agent, candidate.model, msgspec.structs.replace(trial, step="interrupted", attempts=attempts))
-
-
-def _note(agent: Agent, name: str, *, gate: Trial | None = None, gone: tuple[str, int, str] | None = None) -> None:
-    """Leave beside the model what its page shows. For people only: nothing depends on it, so nothing fails of it."""
-    with contextlib.suppress(*_CANNOT):
-        about = agent.models.notes(name)
-        if gate is not None and gate.gate is not None:
-            found = gate.gate
-            figures = {"cases": found.cases, "latency_ms": found.latency_ms, "memory_mb": found.memory_mb}
-            about["gate"] = {str(gate.release): figures}
-        if gate is not None and gate.shadow is not None:
-            about["shadow"] = {"release": gate.release, "words": gate.shadow.text()}
-        if gone is not None:
-            how, release, reason = gone
-            about[how] = {"release": release, "reason": reason, "at": int(agent.clock())}
-        if about:
-            agent.models.note(name, about)
 
 
 # The journal ---------------------------------------------------------------------------------------------------------

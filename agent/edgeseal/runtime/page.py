@@ -56,11 +56,11 @@ class EventNote(msgspec.Struct):
     at: float = 0
 
 
-class ShadowNote(msgspec.Struct):
-    """How a release did on copies of live requests before it served."""
+class WatchNote(msgspec.Struct):
+    """A release that serves on trial; `until` in Unix seconds."""
 
     release: int
-    words: str
+    until: float
 
 
 @dataclass(frozen=True)
@@ -74,7 +74,8 @@ class View:
     gate: GateNote | None = None
     rollback: EventNote | None = None
     refused: EventNote | None = None
-    shadow: ShadowNote | None = None
+    shadow: str = ""
+    watch: WatchNote | None = None
 
 
 def render(
@@ -119,6 +120,7 @@ def _view(
     name: str, serving: Loaded | None, tallies: Mapping[int, Tally], status: object, notes: Mapping[str, Any]
 ) -> View:
     gates = _read(notes.get("gate"), dict[str, GateNote]) or {}
+    shadows = _read(notes.get("shadow"), dict[str, str]) or {}
     return View(
         name,
         serving,
@@ -127,7 +129,8 @@ def _view(
         gates.get(str(serving.release)) if serving else None,
         _read(notes.get("rollback"), EventNote),
         _read(notes.get("refused"), EventNote),
-        _read(notes.get("shadow"), ShadowNote),
+        shadows.get(str(serving.release), "") if serving else "",
+        _read(notes.get("watch"), WatchNote),
     )
 
 
@@ -183,8 +186,10 @@ def _facts(view: View, now: float) -> str:
     if view.serving is not None:
         since = view.status.since or view.serving.since
         facts = [("Serves since", when(since, now)), ("Gate", _gate(view.gate))]
-        if view.shadow is not None and view.shadow.release == view.serving.release:
-            facts.append(("Shadow", text(view.shadow.words)))
+        if view.shadow:
+            facts.append(("Shadow", text(view.shadow)))
+        if view.watch is not None and view.watch.release == view.serving.release and view.watch.until > now:
+            facts.append(("On trial", f"until {when(view.watch.until, now)}; the release before stays ready"))
         tally = view.tallies.get(view.serving.release)
         facts.append(("Answers", _speed(tally)))
         facts.append(("Switches by", _SWITCHES.get(view.status.mode, text(view.status.mode))))
@@ -230,12 +235,14 @@ def _events(view: View, now: float) -> str:
         what = f"Release {failed.release} does not load{goes_on}."
         notes.append(_note("bad", what, text(failed.reason), when(failed.at, now)))
     if back := view.rollback:
-        what = f"Last rollback: release {back.release} was taken back."
-        notes.append(_note("warn", what, text(back.reason), when(back.at, now)))
+        notes.append(_event(f"Last rollback: release {back.release} was taken back.", back, now))
     if no := view.refused:
-        what = f"Last refusal: release {no.release} was not let in."
-        notes.append(_note("warn", what, text(no.reason), when(no.at, now)))
+        notes.append(_event(f"Last refusal: release {no.release} was not let in.", no, now))
     return "".join(notes)
+
+
+def _event(what: str, found: EventNote, now: float) -> str:
+    return _note("warn", what, text(found.reason), when(found.at, now) if found.at else "")
 
 
 def _note(kind: str, what: str, reason: str, at: str) -> str:
