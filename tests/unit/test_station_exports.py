@@ -8,6 +8,7 @@ import io
 import json
 import re
 import sqlite3
+import threading
 from random import Random
 from typing import TYPE_CHECKING, Any
 
@@ -270,6 +271,23 @@ def test_a_run_that_goes_on_may_be_checked(world: World) -> None:
         assert (found["entries"], found["signed"]) == (16, 15)
         assert "the first 15" in edgeseal("station", "verify-journal", *at(world)).stdout
         assert len(ok("station", "export", *at(world))["devices"]) == 4
+
+
+def test_checking_while_a_run_writes_never_cries_wolf(world: World) -> None:
+    def write() -> None:
+        with contextlib.closing(Journal(world.directory.journal_file, now=lambda: 1)) as journal:
+            for n in range(60):
+                journal.append(chain.FAILED, serial=f"{n}", detail={"code": 128, "reason": "no answer"})
+
+    writer = threading.Thread(target=write)
+    writer.start()
+    seen = []
+    while writer.is_alive():
+        seen.append(ok("station", "verify-journal", *at(world))["entries"])
+        ok("station", "export", "--failures", *at(world))
+    writer.join()
+    assert seen == sorted(seen)
+    assert ok("station", "verify-journal", *at(world))["entries"] == 15 + 60
 
 
 def test_an_old_backup_in_its_place_is_seen_by_who_knows_the_head(world: World, made: World, tmp_path: Path) -> None:
