@@ -44,6 +44,7 @@ def examine(agent: Agent) -> list[Finding]:
         ("models", _models),
         ("disk", _disk),
         ("engine", _engine),
+        ("runtime", _runtime),
         ("fleet server", _fleet),
     )
     findings = [_tried(name, check, agent) for name, check in checks]
@@ -183,6 +184,12 @@ def _litert() -> str | None:
         return f"LiteRT {metadata.version('ai-edge-litert')} ({', '.join(LITERT_PROVIDERS)})"
     except metadata.PackageNotFoundError:
         return None
+
+
+def _runtime(agent: Agent) -> Finding:
+    from edgeseal.device import doctor_runtime
+
+    return doctor_runtime.examine(agent)
 
 
 def _entropy(agent: Agent) -> list[Finding]:
