@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import json
 import os
 import socket
 from typing import TYPE_CHECKING, Any
@@ -30,6 +31,10 @@ def pair() -> Iterator[tuple[socket.socket, socket.socket]]:
     with ours, theirs:
         theirs.settimeout(10)
         yield ours, theirs
+
+
+def str_of(document: object) -> bytes:
+    return json.dumps(document).encode()
 
 
 def descriptors() -> int:
@@ -112,6 +117,27 @@ def test_an_answer_is_read_back_as_the_model_gave_it(*, binary: bool) -> None:
     for name, (datatype, value) in outputs.items():
         assert found[name][0] == datatype
         assert np.array_equal(found[name][1], value)
+
+
+JSON = st.recursive(
+    st.none() | st.booleans() | st.integers() | st.floats() | st.text(max_size=5),
+    lambda inner: st.lists(inner, max_size=3) | st.dictionaries(st.text(max_size=5), inner, max_size=3),
+    max_leaves=8,
+)
+TENSOR = st.fixed_dictionaries(
+    {"name": st.just("y"), "datatype": st.sampled_from(["FP32", "BYTES", "BOOL"]) | JSON, "shape": JSON},
+    optional={"data": JSON, "parameters": st.fixed_dictionaries({"binary_data_size": JSON}) | JSON},
+)
+
+
+@given(
+    st.binary(max_size=40) | st.fixed_dictionaries({"outputs": st.lists(TENSOR, max_size=3) | JSON}).map(str_of),
+    st.none() | st.integers(-5, 60),
+)
+@settings(max_examples=150, deadline=None)
+def test_whatever_comes_instead_of_an_answer_is_refused_as_that(body: bytes, head: int | None) -> None:
+    with contextlib.suppress(FormatError):
+        oip.parse_response(body, head)
 
 
 # The sender -----------------------------------------------------------------------------------------------------------

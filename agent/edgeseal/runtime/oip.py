@@ -60,9 +60,7 @@ def parse_request(body: bytes, header_length: int | None) -> Request:
 
     Raises FormatError naming the tensor that is wrong.
     """
-    if header_length is not None and not 0 <= header_length <= len(body):
-        raise FormatError(f"Inference-Header-Content-Length is {header_length}; the body has {len(body)} bytes")
-    end = len(body) if header_length is None else header_length
+    end = _end_of_json(body, header_length)
     document = _json(body[:end])
     inputs = _tensors(_list(document, "inputs", required=True), memoryview(body)[end:], "input")
     wanted = _list(document, "outputs")
@@ -106,9 +104,15 @@ def build_response(
 
 def parse_response(body: bytes, header_length: int | None) -> dict[str, tuple[str, Array]]:
     """Return the outputs of what `build_response` made: datatype and value by name. Raises FormatError."""
-    end = len(body) if header_length is None else header_length
+    end = _end_of_json(body, header_length)
     outputs = _list(_json(body[:end]), "outputs", required=True)
     return _tensors(outputs, memoryview(body)[end:], "output")
+
+
+def _end_of_json(body: bytes, header_length: int | None) -> int:
+    if header_length is not None and not 0 <= header_length <= len(body):
+        raise FormatError(f"Inference-Header-Content-Length is {header_length}; the body has {len(body)} bytes")
+    return len(body) if header_length is None else header_length
 
 
 def _tensors(items: Sequence[dict[str, Any]], raw: memoryview, what: str) -> dict[str, tuple[str, Array]]:
