@@ -26,7 +26,7 @@ from edgeseal.entropy.records import Failure, Records, identity
 from edgeseal.entropy.snapshot import Snapshot, State
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator
+    from collections.abc import Callable
     from pathlib import Path
 
     from edgeseal.entropy.drivers.base import Options
@@ -289,15 +289,6 @@ def test_a_reader_that_goes_away_ends_watch(world: World) -> None:
     assert rng_watch.watch(world.agent(), interval=0, count=None, as_json=False, out=out) == 0
 
 
-@pytest.fixture
-def interruptible() -> Iterator[None]:
-    """A shell's background job ignores SIGINT, and so would every process that it starts."""
-    before = signal.signal(signal.SIGINT, signal.default_int_handler)
-    yield
-    signal.signal(signal.SIGINT, before)
-
-
-@pytest.mark.usefixtures("interruptible")
 def test_ctrl_c_ends_the_command_without_a_traceback(world: World) -> None:
     world.configure("")
     command = [sys.executable, "-m", "edgeseal.device.cli", "--config", str(world.place / "c.toml"), "rng", "watch"]
