@@ -17,7 +17,7 @@ pytest.importorskip("uvicorn", reason="pip install 'edgeseal[serve]'")
 import uvicorn
 
 from edgeseal.runtime import connection
-from edgeseal.runtime.connection import Connection
+from edgeseal.runtime.connection import Connection, Listener
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Callable
@@ -210,6 +210,30 @@ def test_answers_follow_each_other_on_one_connection() -> None:
             assert await answered((reader, writer))
 
     asyncio.run(run())
+
+
+def _queued(kind: type[socket.socket], many: int, seconds: float) -> int:
+    """Return how many connections an asyncio server's socket takes while its loop is busy; it asks for a queue of 1."""
+
+    async def run() -> int:
+        with kind() as listener, contextlib.ExitStack() as clients:
+            listener.bind(("127.0.0.1", 0))
+            listening = await asyncio.get_running_loop().create_server(asyncio.Protocol, sock=listener, backlog=1)
+            through = 0
+            with contextlib.suppress(TimeoutError):
+                while through < many:
+                    clients.enter_context(socket.create_connection(listener.getsockname(), timeout=seconds))
+                    through += 1
+            listening.close()
+            return through
+
+    return asyncio.run(run())
+
+
+def test_the_queue_stays_as_long_as_it_is() -> None:
+    """An event loop takes few connections in a row; those behind them must not have to try again a second later."""
+    assert _queued(Listener, 100, 60.0) == 100
+    assert _queued(socket.socket, 100, 0.2) < 10  # negative control
 
 
 def test_more_leaked_connections_than_the_process_may_have_files() -> None:

@@ -9,9 +9,12 @@ Not here: bodies, requests waiting and their time (app).
 
 from __future__ import annotations
 
+import socket
 from typing import TYPE_CHECKING, Any, Final
 
 from uvicorn.protocols.http.h11_impl import H11Protocol
+
+from edgeseal.runtime.listen import BACKLOG
 
 if TYPE_CHECKING:
     import asyncio
@@ -19,6 +22,14 @@ if TYPE_CHECKING:
 HEAD_SECONDS: Final = 30.0
 MOST_OPEN: Final = 256
 AT_A_TIME: Final = 64  # connections that asyncio takes in a row, a few rows before it looks at the first of them
+
+
+class Listener(socket.socket):
+    """A listening socket whose queue stays as long as it is: asyncio would make it as short as AT_A_TIME."""
+
+    def listen(self, _backlog: int = BACKLOG, /) -> None:
+        """Listen, with a queue of BACKLOG connections."""
+        super().listen(BACKLOG)
 
 
 class Connection(H11Protocol):

@@ -40,7 +40,6 @@ import msgspec
 from edgeseal.runtime.app import Server
 from edgeseal.runtime.bounds import Bounds
 from edgeseal.runtime.counters import tallies
-from edgeseal.runtime.listen import BACKLOG
 from edgeseal.runtime.models import Models
 from edgeseal.runtime.rehearsal import rehearse
 from edgeseal.runtime.repository import ModelRepository
@@ -49,7 +48,7 @@ from edgeseal.runtime.shadow_copies import Copies, Counts
 try:
     import uvicorn
 
-    from edgeseal.runtime.connection import AT_A_TIME, Connection
+    from edgeseal.runtime.connection import AT_A_TIME, Connection, Listener
 except ImportError as e:  # pragma: no cover - depends on what is installed
     raise ImportError("edgeseal-serve needs the extra 'serve': pip install 'edgeseal[serve,onnx]'") from e
 
@@ -69,7 +68,7 @@ class Worker:
     def __init__(self, control: socket.socket, order: dict[str, Any]) -> None:
         """`order` is the supervisor's first message."""
         self._control = control
-        self._listener = socket.socket(fileno=order["listener"])
+        self._listener = Listener(fileno=order["listener"])
         releases = [(model, release, Path(directory)) for model, release, directory in order["releases"]]
         self._models = Models.load(releases, threads=order["threads"], failed=order["failed"])
         repository = ModelRepository(Path(order["root"]), allow_disk=True)
@@ -140,7 +139,6 @@ class Worker:
         while not self._uvicorn.started and not task.done():  # noqa: ASYNC110 - uvicorn offers no event for it
             await asyncio.sleep(_TICK)
         if self._uvicorn.started:
-            self._listener.listen(BACKLOG)  # asyncio has made it as short as AT_A_TIME
             self._say({"accepting": True})
         await task
 
