@@ -198,7 +198,8 @@ def test_memory_that_does_not_hold_both(
     world.publish(models, "m", 2, 1.0)
     ordered(models, status_file, 2)
     size = sum(p.stat().st_size for p in models.path("m", 2).iterdir())
-    monkeypatch.setattr(shadow_keeper, "memory_available", lambda: 1000 + size + spare)
+    need = 1000 + size + shadow_keeper.RESERVE_BYTES + shadow_keeper.LEAST_MIB * 2**20
+    monkeypatch.setattr(shadow_keeper, "memory_available", lambda: need + spare)
     keeper = Keeper(models, Resources(1, 60.0, 1000))
     keeper.step(serving(models, 1))
     found = keeper.status("m")

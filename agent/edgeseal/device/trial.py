@@ -191,7 +191,6 @@ def _give_back(
 
     `cause` None: no fault of the release, it may be tried again.
     """
-    agent.models.unshadow(candidate.model)
     state = agent.state()
     model = msgspec.structs.replace(state.model(candidate.model), trial=_stepped(agent, trial, "undoing"))
     if cause is not None:
@@ -208,6 +207,7 @@ def _give_back(
         agent.say(f"why {candidate.model} release {trial.release} goes cannot be written down: {e}")
     notes.leave(agent, candidate.model, model)
     try:
+        agent.models.unshadow(candidate.model)
         agent.adapter().rollback(candidate)
         _end(agent, candidate.model)
     except _CANNOT as e:

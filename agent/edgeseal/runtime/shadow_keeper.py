@@ -37,6 +37,8 @@ MAX_MESSAGE: Final = 2**18
 MAX_CRASHES: Final = 5
 LOAD_SECONDS: Final = 300.0  # as a worker that is to serve
 GRACE_SECONDS: Final = 60.0  # beyond what was ordered: an agent that was killed takes nothing back
+RESERVE_BYTES: Final = 64 * 2**20  # of the memory that is free, for everybody else
+LEAST_MIB: Final = 32  # for the inferences of a release; with less it is not tried
 _AGAIN_SECONDS: Final = 1.0
 LOADING, RUNNING = 5, 15  # nice(2): a tenth and a thirtieth of what a worker that serves gets where all are busy
 _LEAST: Final = 19
@@ -80,6 +82,7 @@ class _Session:
     state: ShadowState = "loading"
     reason: str = ""
     crashes: int = 0
+    memory_mb: int = 0  # what it may use beside its own files: what was ordered, or what is free
     not_before: float = 0.0
     before: Figures = field(default_factory=Figures)  # of processes that have ended
     counts: dict[int, Counts] = field(default_factory=dict)  # by process id of the worker that served
@@ -170,11 +173,13 @@ class Keeper:
         if serving is None or session.release.model not in serving.releases:
             session.state = "waiting"
             return False
-        need, free = self._resources.process_bytes + session.release.size(), memory_available()
+        need = self._resources.process_bytes + session.release.size() + RESERVE_BYTES
+        free = memory_available()
+        session.memory_mb = min(session.order.memory_mb, (free - need) // 2**20)
         if self._resources.reason:
             self._stop(session, "skipped", self._resources.reason)
-        elif need > free:
-            mib = f"a second process needs about {need // 2**20} MiB, {free // 2**20} MiB are free"
+        elif session.memory_mb < min(LEAST_MIB, session.order.memory_mb):
+            mib = f"another process needs {need // 2**20 + LEAST_MIB} MiB or more, {free // 2**20} MiB are free"
             self._stop(session, "skipped", f"memory does not hold both releases: {mib}")
         return session.state != "skipped"
 
@@ -195,6 +200,7 @@ class Keeper:
             "directory": str(release.directory),
             "threads": self._resources.threads,
             "seconds": self._resources.seconds,
+            "memory_mb": session.memory_mb,
             "parent": os.getpid(),
             "order": msgspec.to_builtins(session.order),
         }
@@ -218,9 +224,10 @@ class Keeper:
             elif "loaded" in message:
                 process.loaded = True
                 give_way(process.popen.pid, RUNNING)
-            elif "failed" in message:
-                self._stop(session, "failed", str(message["failed"])[:400])
-                return
+            for state in ("failed", "skipped"):
+                if state in message:
+                    self._stop(session, state, str(message[state])[:400])
+                    return
 
     def _pair(self, session: _Session, process: _Process, serving: Child | None) -> None:
         """Let the worker that serves send its copies to the process; another one after a crash or a switch."""

@@ -2,9 +2,9 @@
 
 Standard input is a control socket (one JSON object per message, SOCK_SEQPACKET):
 
-    keeper -> worker   {"model", "release", "directory", "threads", "seconds", "parent", "order"}    first
+    keeper -> worker   {"model", "release", "directory", "threads", "seconds", "memory_mb", "parent", "order"}    first
                        {"copies": true}     take copies from the descriptor that comes along, and no more from another
-    worker -> keeper   {"loaded": true} or {"failed": reason}
+    worker -> keeper   {"loaded": true} or {"failed": reason} or {"skipped": reason}    at any time
                        {"figures": figures}     when they have changed, twice a second at most
 
 It has the low priority that the keeper gives it, no network, no file to write, limited memory, and dies with its
@@ -20,6 +20,7 @@ import socket
 import sys
 import time
 from concurrent.futures import Future, ThreadPoolExecutor, wait
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
 
@@ -45,16 +46,28 @@ _LOAD_SECONDS: Final = 600
 _ENDLESS: Final = 70  # exit code
 
 
+@dataclass(frozen=True, slots=True)
+class Limits:
+    """Threads of one inference, seconds that one may take at all, MiB beside the release's own files."""
+
+    threads: int
+    seconds: float
+    memory_mb: int
+
+
+class _NoTimeError(Exception):
+    """An inference that this device had no time for: no fault of the release."""
+
+
 class ShadowWorker:
     """The process: loads, says so, compares until nobody is there to tell."""
 
-    def __init__(self, control: socket.socket, order: Order, loaded: Loaded, *, threads: int, seconds: float) -> None:
-        """`seconds`: what one inference may take at all."""
+    def __init__(self, control: socket.socket, order: Order, loaded: Loaded, limits: Limits) -> None:
+        """Nothing is taken before `run`."""
         self._control = control
         self._order = order
+        self._limits = limits
         self._loaded = loaded
-        self._threads = threads
-        self._seconds = seconds
         self._figures = Figures()
         self._told: tuple[float, Any] = (0.0, None)
         self._copies: socket.socket | None = None
@@ -112,20 +125,33 @@ class ShadowWorker:
         work = self._pool.submit(self._compare, copy, stop)
         try:
             found, seconds = self._finish(work, stop, copy.seconds)
+        except _NoTimeError:
+            return
         except MemoryError:
-            self._figures.add_error(f"it needs more than {self._order.memory_mb} MiB beside its own files")
+            self._no_memory()
         except Exception as e:  # noqa: BLE001 - an engine may raise anything
             self._figures.add_error(str(e) or type(e).__name__)
         else:
             differs = any(d.beyond(self._order.compare, self._order.tolerance) for d in found.values())
             self._figures.add(found, differs=differs, ratio=seconds / copy.seconds if copy.seconds else 1.0)
 
+    def _no_memory(self) -> None:
+        """Count an inference that did not fit, unless it was this device's memory that did not."""
+        least = self._limits.memory_mb
+        if least >= self._order.memory_mb:
+            self._figures.add_error(f"it needs more than {least} MiB beside its own files")
+            return
+        self._tell(at_once=True)
+        say(self._control, {"skipped": f"a request needs more than the {least} MiB that are free beside both releases"})
+        sys.exit(0)
+
     def _finish(
         self, work: Future[tuple[dict[str, Difference], float]], stop: Stop, old_seconds: float
     ) -> tuple[dict[str, Difference], float]:
         """Wait for the comparison within its bounds; processor time, because others go before this process."""
-        allowed = max(LEAST_SECONDS, TIMES_AS_LONG * old_seconds) * max(1, self._threads)
-        ends, spent = time.monotonic() + self._seconds, time.process_time()
+        allowed = max(LEAST_SECONDS, TIMES_AS_LONG * old_seconds) * self._limits.threads
+        ends, spent = time.monotonic() + self._limits.seconds, time.process_time()
+        used = 0.0
         while not wait([work], _LOOK_SECONDS).done:
             used = time.process_time() - spent
             if used > allowed or time.monotonic() > ends:
@@ -137,6 +163,8 @@ class ShadowWorker:
         try:
             return work.result()
         except TimeoutError:
+            if used <= allowed:
+                raise _NoTimeError from None
             raise TimeoutError(
                 f"an inference was ended: it took more than {TIMES_AS_LONG:.0f} times as long as the old release's "
                 f"{old_seconds * 1000:.3g} ms"
@@ -184,23 +212,23 @@ def main() -> int:
     confine.limits((order.seconds + _LOAD_SECONDS) * (os.cpu_count() or 1), said["parent"])
     confine.network()
     try:
-        loaded = _load(said, order)
+        loaded = _load(said)
     except (EdgesealError, ImportError) as e:
         say(control, {"failed": str(e)})
         return 1
     say(control, {"loaded": True})
-    threads = said["threads"] or os.cpu_count() or 1
-    ShadowWorker(control, order, loaded, threads=threads, seconds=said["seconds"]).run()
+    limits = Limits(said["threads"] or os.cpu_count() or 1, said["seconds"], said["memory_mb"])
+    ShadowWorker(control, order, loaded, limits).run()
     return 0
 
 
-def _load(said: dict[str, Any], order: Order) -> Loaded:
+def _load(said: dict[str, Any]) -> Loaded:
     """Return the release, loaded within its memory. Raises EdgesealError or ImportError saying why it does not load."""
     from edgeseal.runtime.models import Models
     from edgeseal.runtime.probe_worker import limit_memory
 
     directory = Path(said["directory"])
-    limit_memory(directory, order.memory_mb)
+    limit_memory(directory, said["memory_mb"])
     confine.files([directory])
     models = Models.load([(said["model"], said["release"], directory)], threads=said["threads"], failed={})
     if said["model"] not in models.loaded:
