@@ -178,7 +178,9 @@ def test_a_release_that_is_bad_on_live_inputs_is_rolled_back(world: World, name:
     world.load.mark = wanted.mark
     start = len(world.load.answers)
     (error,) = world.update(number)
-    assert f"release {number} turned bad after the switch: " in error
+    watched = f"release {number} turned bad after the switch: "
+    at_once = f"release {number} was not taken over: the runtime ended"  # before anybody has seen it serve
+    assert watched in error or at_once in error
     assert wanted.reason in error
     assert wanted.reason in _remembered(world, name)
     world.load.wait_for(_right, 3, "release 1 answers the same inputs again")

@@ -19,9 +19,10 @@ import pytest
 from tests.unit.agent_world import MODEL, Device, Fleet, world
 
 from edgeseal.device import update
-from edgeseal.device.watch import Limits, judge
+from edgeseal.device.state import Counts
+from edgeseal.device.watch import Limits, await_serving, judge
 from edgeseal.runtime import serve_status
-from edgeseal.runtime.contract import Health
+from edgeseal.runtime.contract import ActivationError, Candidate, Health
 from edgeseal.runtime.serve_status import FailedStatus, ModelStatus, ReleaseStatus, ServeStatus
 
 if TYPE_CHECKING:
@@ -143,6 +144,24 @@ def test_a_release_that_the_runtime_does_not_load(places: tuple[Fleet, Device, R
     (error,) = update.run(device.agent()).errors
     assert "was not taken over: onnxruntime does not load it" in str(error)
     assert device.serving() == 1
+
+
+class Dying:
+    """A runtime in which a release ends with its first request, so that nobody ever sees it serve."""
+
+    def __init__(self) -> None:
+        self.crashes = 5  # of days before
+
+    def health(self, _model: str, _release: int) -> Health:
+        self.crashes += 1
+        return Health(1, serving=False, crashes=self.crashes)
+
+
+def test_a_release_that_dies_of_its_first_request_is_not_waited_for(tmp_path: Path) -> None:
+    runtime: Any = Dying()
+    candidate = Candidate(MODEL, 2, tmp_path, 1)
+    with pytest.raises(ActivationError, match="was not taken over: the runtime ended 2 times with it"):
+        await_serving(runtime, candidate, seconds=3600, since=0, counts=Counts(1, 0, 0, 0, 5))
 
 
 # Cut off --------------------------------------------------------------------------------------------------------------

@@ -135,7 +135,7 @@ def _switch(agent: Agent, candidate: Candidate, trial: Trial) -> Trial:
     if health is None:
         return trial  # nobody to ask: an owner's runtime, or none is running yet
     seconds = agent.config.runtime.activate_seconds
-    watch.await_serving(adapter, candidate, seconds=seconds, since=trial.since)
+    watch.await_serving(adapter, candidate, seconds=seconds, since=trial.since, counts=trial.counts)
     return _set(agent, candidate.model, _stepped(agent, trial, "watching"))
 
 

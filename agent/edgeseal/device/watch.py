@@ -37,10 +37,13 @@ class Limits:
     known_rate: float = 0.0
 
 
-def await_serving(adapter: Adapter, candidate: Candidate, *, seconds: float, since: float) -> Health:
+def await_serving(
+    adapter: Adapter, candidate: Candidate, *, seconds: float, since: float, counts: Counts | None = None
+) -> Health:
     """Wait until the runtime serves the candidate, or would with the next request; `since` is when it was told (Unix).
 
-    Raises ActivationError with the runtime's reason, or if that does not happen in time.
+    `counts` are from before that. Raises ActivationError with the runtime's reason, or if it does not happen in time,
+    or if the runtime ends again and again: a release that dies of its first request may never be seen serving.
     """
     what = f"{candidate.model} release {candidate.release}"
     ends = time.monotonic() + seconds
@@ -51,6 +54,8 @@ def await_serving(adapter: Adapter, candidate: Candidate, *, seconds: float, sin
                 raise ActivationError(f"{what} was not taken over: {health.failed}")
             if health.serving or health.asleep:
                 return health
+            if (crashes := _since(health, counts)[3]) >= CRASHES:
+                raise ActivationError(f"{what} was not taken over: the runtime ended {crashes} times with it")
         if time.monotonic() > ends:
             how = "the runtime is gone" if health is None else "the runtime does not serve it"
             raise ActivationError(f"{what} was not taken over within {seconds:.0f} s: {how}")
