@@ -186,6 +186,28 @@ def test_a_shadow_that_hangs_gets_no_more_than_it_can_hold() -> None:
     asyncio.run(run())
 
 
+def test_a_shadow_that_answers_what_it_never_got_holds_nobody_up() -> None:
+    async def run() -> None:
+        with pair() as (ours, theirs):
+            theirs.settimeout(0)
+            copies = sender(ours)
+            with contextlib.suppress(BlockingIOError):
+                while True:
+                    theirs.send(b".")
+            for _ in range(500):  # each is taken for done at once; what the queue does not hold is dropped
+                await offer(copies)
+                with contextlib.suppress(BlockingIOError):
+                    theirs.send(b"." * 100)
+            async with asyncio.timeout(10):
+                while _answered(copies) != copies.counts.seen:  # noqa: ASYNC110 - threads' doing
+                    await asyncio.sleep(0.005)
+            assert copies.counts.seen == 500
+            assert MAX_OPEN <= copies.counts.copied < 100
+            copies.close()
+
+    asyncio.run(run())
+
+
 def test_many_bytes_are_dropped_however_few_the_copies(monkeypatch: pytest.MonkeyPatch) -> None:
     async def run() -> None:
         monkeypatch.setattr(shadow_copies, "MAX_BYTES", 1000)

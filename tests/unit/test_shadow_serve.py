@@ -5,6 +5,8 @@ from __future__ import annotations
 import http.client
 import json
 import os
+import subprocess
+import sys
 from pathlib import Path
 from types import SimpleNamespace
 from typing import TYPE_CHECKING, Any
@@ -207,6 +209,72 @@ def test_memory_that_does_not_hold_both(
     assert found is not None
     assert found.state == ("loading" if spare == 0 else "skipped")
     assert ("memory does not hold both releases" in found.reason) is (spare < 0)
+
+
+def test_no_process_can_be_started(models: ModelRepository, status_file: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    serve_release(models, 1, 1.0)
+    world.publish(models, "m", 2, 1.0)
+    ordered(models, status_file, 2)
+
+    def full(*_: object, **__: object) -> None:
+        raise BlockingIOError(11, "Resource temporarily unavailable")
+
+    monkeypatch.setattr(subprocess, "Popen", full)
+    keeper = Keeper(models, Resources(1, 60.0, 0))
+    keeper.step(serving(models, 1))
+    found = keeper.status("m")
+    assert found is not None
+    reason = "its process cannot be started: Resource temporarily unavailable"
+    assert (found.state, found.reason) == ("skipped", reason)
+
+
+MANY = {str(n): 1 for n in range(-99, 100)}
+
+
+@pytest.mark.parametrize(
+    "said",
+    [
+        b"{",
+        b"\xff",
+        b"[" * 5000,
+        b"7",
+        b'{"loaded": 1}',
+        b'{"unknown": true}',
+        b'{"figures": {"compared": -1}}',
+        b'{"figures": {"compared": 1e99}}',
+        b'{"figures": {"error": "' + b"x" * 1000 + b'"}}',
+        b'{"figures": {"ratios": {"x": 1}}}',
+        json.dumps({"figures": {"ratios": MANY}}).encode(),
+        b'{"figures": {"outputs": {"y": {"max_abs": NaN}}}}',
+        b'{"figures": {"outputs": {"y": {"max_abs": 1e999}}}}',
+    ],
+)
+def test_a_process_that_talks_nonsense_is_given_up_and_harms_nobody(
+    models: ModelRepository, status_file: Path, monkeypatch: pytest.MonkeyPatch, said: bytes
+) -> None:
+    serve_release(models, 1, 1.0)
+    world.publish(models, "m", 2, 1.0)
+    ordered(models, status_file, 2)
+    keeper = Keeper(models, Resources(1, 60.0, 0))
+    talks = "import os, sys, time; os.write(0, bytes.fromhex(sys.argv[1])); time.sleep(60)"
+    popen = subprocess.Popen
+
+    def start(_words: object, **more: Any) -> Any:
+        return popen([sys.executable, "-c", talks, said.hex()], **more)
+
+    monkeypatch.setattr(subprocess, "Popen", start)
+    keeper.step(serving(models, 1))
+
+    def given_up() -> bool:
+        keeper.step(serving(models, 1))
+        found = keeper.status("m")
+        return found is not None and found.state == "failed"
+
+    world.until(given_up, "it is given up", 120)
+    found = keeper.status("m")
+    assert found is not None
+    assert found.reason == "its process says what no release says"
+    keeper.close()
 
 
 def test_nothing_to_compare_with(models: ModelRepository, status_file: Path) -> None:

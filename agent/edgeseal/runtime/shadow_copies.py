@@ -25,6 +25,7 @@ if TYPE_CHECKING:
 
 MAX_OPEN: Final = 16
 MAX_BYTES: Final = 64 * 2**20
+_QUEUE: Final = 16_384  # bytes of SO_SNDBUF: holds MAX_OPEN messages, and few more whatever the other end answers
 _MAX_HEAD: Final = 1024
 _DONE: Final = b"."
 
@@ -130,6 +131,7 @@ class Copies:
         self._thread = ThreadPoolExecutor(1, thread_name_prefix="copy")
         self._loop = asyncio.get_running_loop()
         end.settimeout(0)
+        end.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, _QUEUE)
         self._loop.add_reader(end.fileno(), self._answered)
         self._closed = False
 
@@ -179,7 +181,7 @@ class Copies:
 
     def _answered(self) -> None:
         """Take the word that copies are done with; an end that is shut will take no more."""
-        while True:
+        for _ in range(MAX_OPEN):  # one that answers without end holds nobody up
             try:
                 word = self._end.recv(len(_DONE))
             except BlockingIOError:

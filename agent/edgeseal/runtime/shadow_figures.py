@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Final
+from typing import TYPE_CHECKING, Annotated, Final
 
 import msgspec
 
@@ -25,6 +25,12 @@ WORST: Final = 2.0  # the largest relative difference there can be: a and -a
 _STEPS: Final = 8  # buckets of the latency ratio between 1 and 2
 _MOST: Final = 10 * _STEPS  # a thousand times as fast or as slow
 _LARGEST: Final = 1e308  # JSON has no infinity
+
+# What a process in the shadow says is only as trustworthy as the model in it: bounds hold for whoever reads it.
+_Count = Annotated[int, msgspec.Meta(ge=0, le=2**53)]
+_Amount = Annotated[float, msgspec.Meta(ge=0)]
+_Name = Annotated[str, msgspec.Meta(max_length=256)]
+_Step = Annotated[str, msgspec.Meta(pattern=r"^-?[0-9]{1,2}\Z")]
 
 
 @dataclass(frozen=True, slots=True)
@@ -54,12 +60,12 @@ class Difference:
 class OutputFigures(msgspec.Struct):
     """Of one output over all requests compared: largest differences, mean of the relative one, classes that agree."""
 
-    compared: int = 0
-    max_abs: float = 0.0
-    max_relative: float = 0.0
-    sum_relative: float = 0.0
-    rows: int = 0
-    agreeing: int = 0
+    compared: _Count = 0
+    max_abs: _Amount = 0.0
+    max_relative: _Amount = 0.0
+    sum_relative: _Amount = 0.0
+    rows: _Count = 0
+    agreeing: _Count = 0
 
     @property
     def mean_relative(self) -> float:
@@ -99,13 +105,13 @@ class Figures(msgspec.Struct):
     to the old one in steps of the eighth root of 2 (keys are text: JSON has no others).
     """
 
-    compared: int = 0
-    differing: int = 0
-    nan: int = 0
-    errors: int = 0
-    error: str = ""
-    ratios: dict[str, int] = {}
-    outputs: dict[str, OutputFigures] = {}
+    compared: _Count = 0
+    differing: _Count = 0
+    nan: _Count = 0
+    errors: _Count = 0
+    error: Annotated[str, msgspec.Meta(max_length=MAX_REASON)] = ""
+    ratios: Annotated[dict[_Step, _Count], msgspec.Meta(max_length=2 * _MOST + 1)] = {}
+    outputs: Annotated[dict[_Name, OutputFigures], msgspec.Meta(max_length=MAX_OUTPUTS)] = {}
 
     @property
     def tried(self) -> int:

@@ -39,12 +39,23 @@ LOAD_SECONDS: Final = 300.0  # as a worker that is to serve
 GRACE_SECONDS: Final = 60.0  # beyond what was ordered: an agent that was killed takes nothing back
 RESERVE_BYTES: Final = 64 * 2**20  # of the memory that is free, for everybody else
 LEAST_MIB: Final = 32  # for the inferences of a release; with less it is not tried
+_REASON: Final = 400  # characters
 _AGAIN_SECONDS: Final = 1.0
 LOADING, RUNNING = 5, 15  # nice(2): a tenth and a thirtieth of what a worker that serves gets where all are busy
 _LEAST: Final = 19
+_AT_ONCE: Final = 16  # messages read in one step
 _FIRST_TO_GO: Final = "1000"  # proc_pid_oom_score_adj(5)
 
 logger = logging.getLogger("edgeseal.serve")
+
+
+class Said(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    """One message of the process in the shadow (shadow_worker)."""
+
+    loaded: bool = False
+    failed: str = ""
+    skipped: str = ""
+    figures: Figures | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -185,10 +196,14 @@ class Keeper:
 
     def _start(self, session: _Session) -> None:
         ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
-        with theirs:
-            popen = subprocess.Popen(
-                [sys.executable, "-m", "edgeseal.runtime.shadow_worker"], stdin=theirs.fileno(), start_new_session=True
-            )
+        words = [sys.executable, "-m", "edgeseal.runtime.shadow_worker"]
+        try:
+            with theirs:
+                popen = subprocess.Popen(words, stdin=theirs.fileno(), start_new_session=True)
+        except OSError as e:
+            ours.close()
+            self._stop(session, "skipped", f"its process cannot be started: {e.strerror}")
+            return
         give_way(popen.pid, LOADING)
         with contextlib.suppress(OSError):
             Path(f"/proc/{popen.pid}/oom_score_adj").write_text(_FIRST_TO_GO, encoding="ascii")
@@ -210,24 +225,27 @@ class Keeper:
         logger.info("%s release %d is tried on copies of live requests", release.model, release.number)
 
     def _read(self, session: _Session, process: _Process) -> None:
-        """Take what the process has said."""
-        while True:
+        """Take what the process has said; one that talks without end or sense holds nobody up."""
+        for _ in range(_AT_ONCE):
             try:
                 data = process.control.recv(MAX_MESSAGE)
             except OSError:  # nothing there, or nobody
                 return
             if not data:
                 return
-            message: dict[str, Any] = json.loads(data)
-            if "figures" in message:
-                process.figures = msgspec.convert(message["figures"], Figures)
-            elif "loaded" in message:
+            try:
+                said = msgspec.json.decode(data, type=Said)
+            except msgspec.MsgspecError:
+                self._stop(session, "failed", "its process says what no release says")
+                return
+            if said.figures is not None:
+                process.figures = said.figures
+            if said.loaded:
                 process.loaded = True
                 give_way(process.popen.pid, RUNNING)
-            for state in ("failed", "skipped"):
-                if state in message:
-                    self._stop(session, state, str(message[state])[:400])
-                    return
+            if said.failed or said.skipped:
+                self._stop(session, "failed" if said.failed else "skipped", (said.failed or said.skipped)[:_REASON])
+                return
 
     def _pair(self, session: _Session, process: _Process, serving: Child | None) -> None:
         """Let the worker that serves send its copies to the process; another one after a crash or a switch."""

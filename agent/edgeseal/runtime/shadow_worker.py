@@ -38,7 +38,7 @@ if TYPE_CHECKING:
 
 MAX_MESSAGE: Final = 2**18
 TIMES_AS_LONG: Final = 20.0  # an inference of the new release may take, in processor time of one thread
-LEAST_SECONDS: Final = 1.0  # and this in any case
+LEAST_SECONDS: Final = 0.5  # and this in any case
 STOP_SECONDS: Final = 10.0  # of processor time for one that was told to end: then the process does
 _TELL_SECONDS: Final = 0.5
 _LOOK_SECONDS: Final = 0.1
