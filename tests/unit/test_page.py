@@ -201,6 +201,14 @@ def test_text_from_a_release_stays_text() -> None:
     assert "A" * page_words.MAX_TEXT not in found.text
 
 
+def test_a_model_with_a_name_like_markup() -> None:
+    """Names are checked long before; the page does not lean on that."""
+    found = render([loaded(HOSTILE)], {HOSTILE: {7: tally(5)}})
+    assert "script" not in {tag for tag, _ in found.tags}
+    (section,) = [attrs for tag, attrs in found.tags if tag == "section"]
+    assert section["aria-labelledby"] in {attrs.get("id") for tag, attrs in found.tags if tag == "h2"}
+
+
 def test_a_host_with_a_name_like_markup() -> None:
     assert "<b>x" in Reader(page.render([], {}, {}, {}, host="<b>x", now=NOW)).text
 
