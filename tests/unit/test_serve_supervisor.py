@@ -213,6 +213,22 @@ def test_stop_then_load_goes_back_when_the_new_release_does_not_load(
         assert ask_once(server)[1] == "1"
 
 
+def test_stop_then_load_goes_back_when_the_new_worker_is_killed(models: ModelRepository, status_file: Path) -> None:
+    """The old one has ended by then; its release is still there, and what waits is answered by it."""
+    _serve_release(models, 1)
+    with world.serving(models, "--status-file", str(status_file), "--switch", "stop-then-load") as server:
+        (old,) = server.workers()
+        world.publish(models, "m", 2, 2.0)
+        models.switch("m", 2)
+        world.until(lambda: server.workers() and server.workers() != [old], "the new one loads")
+        (new,) = server.workers()
+        os.kill(int(new), signal.SIGKILL)
+        assert ask_once(server) == (200, "1", 1.0)
+        failed = model_status(status_file).failed
+        assert failed
+        assert failed.reason == "the worker ended while it loaded (SIGKILL)"
+
+
 def test_auto_chooses_by_the_memory_that_is_free(models: ModelRepository, monkeypatch: pytest.MonkeyPatch) -> None:
     from edgeseal.runtime import supervisor
     from edgeseal.runtime.bounds import Bounds
@@ -239,6 +255,19 @@ def test_load_on_demand(models: ModelRepository, status_file: Path) -> None:
         assert len(process.workers()) == 1
         world.until(lambda: not process.workers(), "it falls asleep")
         assert ask_once(process)[1] == "1"
+    finally:
+        process.process.kill()
+        process.process.wait()
+
+
+def test_a_worker_killed_while_it_loads_on_demand_is_replaced(models: ModelRepository, status_file: Path) -> None:
+    _serve_release(models, 1)
+    process = Unready(models, "--status-file", str(status_file), "--switch", "load-on-demand")
+    try:
+        with socket.create_connection(("127.0.0.1", int(process.address.rsplit(":", 1)[1]))):
+            world.until(process.workers, "a worker loads for the connection")
+            os.kill(int(process.workers()[0]), signal.SIGKILL)
+            assert ask_once(process) == (200, "1", 1.0)
     finally:
         process.process.kill()
         process.process.wait()
