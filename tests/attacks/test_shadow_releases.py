@@ -190,6 +190,9 @@ def test_a_slow_release_makes_no_caller_wait(fresh: World) -> None:
     with updating(fresh, SLOW):
         compared(fresh, 5)
         answers, found = fresh.load.since(start), shadow(fresh)
+        shown = status.text(status.collect(fresh.device.agent()))
+        assert f"release {SLOW} is on trial: shadowing (" in shown
+        assert " answers compared, 0 differ, " in shown
     assert untouched(answers)
     assert found is not None
     assert (found.figures.latency_ratio() or 0) > 5

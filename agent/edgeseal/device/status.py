@@ -10,6 +10,7 @@ import msgspec
 from edgeseal import __version__
 from edgeseal.device.state import Gate, Shadowed, gate_words
 from edgeseal.errors import EdgesealError, NotAuthorisedError
+from edgeseal.runtime import serve_status, shadow_text
 from edgeseal.trust.generations import Generations
 from edgeseal.trust.views import roles
 
@@ -61,7 +62,7 @@ def _add_state(agent: Agent, out: dict[str, Any]) -> None:
             "failed": [
                 {"release": f.release, "reason": f.reason, "served": f.served, "at": f.at} for f in model.failed
             ],
-            "trial": _trial(model.trial),
+            "trial": _trial(agent, name, model.trial),
         }
         if current is not None and serving != current:
             out["problems"].append(
@@ -94,10 +95,15 @@ def _shadow(installed: Installed | None) -> dict[str, Any] | None:
     return {**figures, "words": installed.shadow.text()}
 
 
-def _trial(trial: Trial | None) -> dict[str, Any] | None:
+def _trial(agent: Agent, name: str, trial: Trial | None) -> dict[str, Any] | None:
+    """Return the switch that is not over, and in its shadow what edgeseal-serve has measured so far."""
     if trial is None or trial.step == "interrupted":
         return None
-    return {"release": trial.release, "step": trial.step, "since": trial.since}
+    about: dict[str, Any] = {"release": trial.release, "step": trial.step, "since": trial.since, "shadow": None}
+    if trial.step == "shadowing" and (said := serve_status.read(agent.config.runtime.status_file)) is not None:
+        found = said.models[name].shadow if name in said.models else None
+        about["shadow"] = shadow_text.words(found) if found is not None else None
+    return about
 
 
 def text(found: dict[str, Any]) -> str:
@@ -116,7 +122,8 @@ def text(found: dict[str, Any]) -> str:
             for f in model["failed"]
         ]
         if model["trial"]:
-            lines.append(f"          release {model['trial']['release']} is on trial: {model['trial']['step']}")
+            so_far = f" ({model['trial']['shadow']})" if model["trial"]["shadow"] else ""
+            lines.append(f"          release {model['trial']['release']} is on trial: {model['trial']['step']}{so_far}")
     if found.get("checked_in_at"):
         lines.append(f"fleet     last heard of this device {_minute(found['checked_in_at'])}")
     for role in ("root", "targets", "snapshot", "timestamp"):
