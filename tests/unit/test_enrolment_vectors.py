@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import io
 import json
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -43,11 +44,18 @@ def registry(fleet: Fleet) -> dict[str, dict[str, Any]]:
     return found
 
 
+@pytest.fixture(scope="module")
+def empty(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A fleet server's directory."""
+    place = tmp_path_factory.mktemp("empty") / "fleet"
+    DataDirectory(place).create("http://127.0.0.1:8443", now=NOW)
+    return place
+
+
 @pytest.mark.parametrize("path", CASES, ids=lambda p: p.stem)
-def test_fleet_server_takes_what_the_page_says(path: Path, tmp_path: Path) -> None:
+def test_fleet_server_takes_what_the_page_says(path: Path, empty: Path, tmp_path: Path) -> None:
     case = load(path)
-    data = DataDirectory(tmp_path / "fleet")
-    data.create("http://127.0.0.1:8443", now=NOW)
+    data = DataDirectory(shutil.copytree(empty, tmp_path / "fleet"))
     suite, seed = case["enrol"][0], bytes.fromhex(case["enrol"][1])
     KeyRing((RingKey("current", PrivateKey(suite, seed), seed, NOW),)).save(data.secrets / "enrol.ring")
     with data.open() as fleet:
