@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 import shutil
 import subprocess
 from pathlib import Path
@@ -72,6 +73,41 @@ def _allowed(unit: str) -> set[str]:
         members = {line.strip() for line in done.stdout.splitlines() if line.startswith("    ")}
         words = (words - groups) | {m for m in members if not m.startswith("#")}
     return words
+
+
+def _guides_units(tmp_path: Path) -> str:
+    """Install our socket and what the runtime guides show, as they say; return what systemd says of all of it."""
+    guides = Path(__file__).parents[2] / "docs" / "guides"
+    (drop_in,) = re.findall(r"^```ini\n(.*?)^```$", (guides / "serve.md").read_text(), re.MULTILINE | re.DOTALL)
+    (unit,) = re.findall(
+        r"^```ini\n(.*?)^```$", (guides / "bring-your-own-runtime.md").read_text(), re.MULTILINE | re.DOTALL
+    )
+    unit_with_programs(tmp_path, "edgeseal-serve.service")
+    shutil.copy(SYSTEM / "edgeseal-serve.socket", tmp_path)
+    (tmp_path / "edgeseal-serve.socket.d").mkdir()
+    (tmp_path / "edgeseal-serve.socket.d" / "unix.conf").write_text(drop_in)
+    (tmp_path / "inference.service").write_text(unit.replace("/usr/local/bin/inference", "/bin/true"))
+    words = ["systemd-analyze", "verify", "--man=no", "edgeseal-serve.socket", "inference.service"]
+    if shutil.which(words[0]) is None:
+        _missing(f"needs {words[0]} (apt-get install systemd)")
+    environment = {**os.environ, "SYSTEMD_UNIT_PATH": f"{tmp_path}:"}
+    return subprocess.run(words, capture_output=True, text=True, check=False, env=environment).stderr
+
+
+def test_systemd_understands_the_units_of_the_guides(tmp_path: Path) -> None:
+    assert [line for line in _guides_units(tmp_path).splitlines() if "edgeseal" in line or "inference" in line] == []
+
+
+def test_a_wrong_line_in_a_guide_would_be_found(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    real = Path.read_text
+
+    def misspelt(path: Path, *arguments: str) -> str:
+        return real(path, *arguments).replace("SocketGroup=", "SocketGruop=").replace("RestartSec=1", "RestartSec=x")
+
+    monkeypatch.setattr(Path, "read_text", misspelt)
+    said = _guides_units(tmp_path)
+    assert "SocketGruop" in said
+    assert "inference.service:5: Failed to parse" in said
 
 
 # What the agent and its probe worker need beyond any server: child.run, confine, durable writes.
