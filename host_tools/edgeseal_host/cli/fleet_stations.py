@@ -67,7 +67,7 @@ def trust_station(
     done = "is trusted" if new else "was trusted before: nothing changed"
     output.emit(
         {"id": station.id, "name": station.name, "pin": station.pin.hex(), "groups": list(groups), "new": new},
-        f"station {station.name} {done}\n  id {station.id}   (the station must show the same: edgeseal station status)",
+        f"station {station.name} {done}\n  id {station.id}   (edgeseal station status must show a pin that begins so)",
     )
 
 

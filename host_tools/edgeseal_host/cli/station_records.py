@@ -97,10 +97,11 @@ def carry(
         found = list((newest if everything else to_send)(journal, batch=batch))
         records = [offer_for(journal, device.entry.kid).record for device in found]
     if not records:
-        raise UsageError(
-            "there is nothing to carry: no device's record is waiting",
-            hint="--all writes also those that were uploaded",
+        text = (
+            "there is nothing to carry: no device's record is waiting (--all takes also those that are there already)"
         )
+        output.emit({"file": None, "devices": [], "pin": signer.pin.hex()}, text)
+        return
     if len(records) >= enrolments.MAX_LINES:
         raise UsageError(f"{len(records)} records are too many for one file", hint="carry them by --batch NAME")
     with output.progress("records", total=len(records), unit="records") as advance:

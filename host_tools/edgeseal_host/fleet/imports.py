@@ -111,7 +111,7 @@ class _Part:
         """Notice that lines are missing, as when a file was cut off between two."""
         if self.count == self.header.count:
             return None
-        reason = f"{self.header.count} records were written and {self.count} are there: carry the file again"
+        reason = f"of {self.header.count} records {self.count} came: carry the file again"
         return Line(number, self.id, "", "refused", reason)
 
 
