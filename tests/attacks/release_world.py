@@ -168,7 +168,7 @@ class World:
         return self.status().releases.get(str(release), serve_status.ReleaseStatus())
 
 
-def _recorded(directory: Path) -> object:
+def recorded(directory: Path) -> object:
     """Let the good model answer three cases; return acceptance vectors as a table holds them."""
     place = directory / "recorded"
     place.mkdir()
@@ -200,7 +200,7 @@ def world(
     fleet = Fleet.make(directory)
     device = Device(fleet, directory / "device", place / "models")
     device.directory.mkdir()
-    made = World(fleet, device, directory / "status.json", _recorded(directory))
+    made = World(fleet, device, directory / "status.json", recorded(directory))
     made.publish(GOOD, bad_models.classifier)
     for number, (write, settings) in releases.items():
         made.publish(number, write, **settings)
