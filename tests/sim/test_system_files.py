@@ -122,6 +122,11 @@ def test_the_agents_filter_lets_through_what_its_probe_confines_itself_with() ->
     assert _allowed((SYSTEM / UNITS[0]).read_text()) >= _NEEDED
 
 
+def test_the_servers_filter_lets_through_what_a_shadow_confines_itself_with() -> None:
+    confining = {call for call in _NEEDED if call.startswith("landlock")} | {"prctl", "prlimit64", "setpriority"}
+    assert _allowed((SYSTEM / "edgeseal-serve.service").read_text()) >= confining
+
+
 def test_a_filter_without_landlock_would_be_found() -> None:
     lines = (SYSTEM / UNITS[0]).read_text().splitlines()
     text = "\n".join(line for line in lines if "landlock" not in line)
