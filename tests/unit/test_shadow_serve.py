@@ -192,6 +192,16 @@ def test_a_server_that_holds_one_release_at_a_time(models: ModelRepository, stat
     assert keeper._session.process is None
 
 
+@pytest.mark.parametrize(
+    ("cores", "threads", "given"), [(4, 0, 3), (4, 4, 3), (4, 2, 2), (2, 0, 1), (1, 0, 1), (1, 1, 1), (None, 0, 1)]
+)
+def test_a_core_is_left_to_whoever_serves(
+    monkeypatch: pytest.MonkeyPatch, cores: int | None, threads: int, given: int
+) -> None:
+    monkeypatch.setattr(os, "cpu_count", lambda: cores)
+    assert supervisor._resources(supervisor.Settings(Bounds(), threads=threads)).threads == given
+
+
 @pytest.mark.parametrize("spare", [0, -1])
 def test_memory_that_does_not_hold_both(
     models: ModelRepository, status_file: Path, monkeypatch: pytest.MonkeyPatch, spare: int

@@ -465,10 +465,12 @@ def _without_releases(
 
 
 def _resources(settings: Settings) -> Resources:
-    """Return what a release in the shadow gets; there is none where two are never to be in memory."""
+    """Return what a release in the shadow gets: one core fewer than there are; nothing where memory holds one only."""
+    cores = os.cpu_count() or 1
     alone = settings.switch in {"stop-then-load", "load-on-demand"}
     reason = f"edgeseal-serve runs with --switch {settings.switch}: one release in memory at a time" if alone else ""
-    return Resources(settings.threads, settings.bounds.seconds, WORKER_BYTES, reason)
+    threads = min(settings.threads or cores, max(1, cores - 1))
+    return Resources(threads, settings.bounds.seconds, WORKER_BYTES, reason)
 
 
 def _release_status(tally: Tally) -> serve_status.ReleaseStatus:
