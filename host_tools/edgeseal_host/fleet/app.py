@@ -20,7 +20,7 @@ from starlette.requests import ClientDisconnect, Request
 from starlette.responses import JSONResponse, Response
 from starlette.routing import Route
 
-from edgeseal.errors import EdgesealError, NoSpaceError, NotAuthorisedError, TemporaryError, UsageError
+from edgeseal.errors import EdgesealError, NotAuthorisedError, UsageError
 from edgeseal_host.fleet import bodies, metrics, operations, static
 from edgeseal_host.fleet.enrol_http import Enrolment
 from edgeseal_host.fleet.logs import event
@@ -306,9 +306,7 @@ async def _os_error(request: Request, error: OSError) -> Response:
 
 async def _database_error(request: Request, error: Exception) -> Response:
     logger.error("database", exc_info=error)
-    full = "disk is full" in str(getattr(error, "orig", error))
-    found = NoSpaceError("the fleet server's disk is full") if full else TemporaryError("the registry did not answer")
-    return await _edgeseal_error(request, found)
+    return await _edgeseal_error(request, operations.database_error(error))
 
 
 async def _bug(_request: Request, _error: Exception) -> Response:

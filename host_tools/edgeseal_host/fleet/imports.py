@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import sqlite3
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, BinaryIO, Literal, TypeAlias
+
+import sqlalchemy as sa
 
 from edgeseal.enrolment import Record
 from edgeseal.errors import EdgesealError, NotAuthorisedError, RefusedError
@@ -47,8 +50,16 @@ def take(fleet: Fleet, signed: SignedRecord, *, now: int) -> tuple[Record, dict[
 def import_enrolments(fleet: Fleet, file: BinaryIO, *, now: int) -> Iterator[Line]:
     """Register every device of a file; a line that is refused changes nothing and stops no other.
 
-    Raises FormatError or IncompatibleError at the first line for what is no such file.
+    Raises FormatError or IncompatibleError at the first line for what is no such file, NoSpaceError or TemporaryError
+    if the registry fails: what was registered before stays.
     """
+    try:
+        yield from _import(fleet, file, now=now)
+    except (sa.exc.DBAPIError, sqlite3.Error) as e:
+        raise operations.database_error(e) from e
+
+
+def _import(fleet: Fleet, file: BinaryIO, *, now: int) -> Iterator[Line]:
     part: _Part | None = None
     seen: dict[bytes, int] = {}
     number = 0

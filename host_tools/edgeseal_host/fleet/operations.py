@@ -148,6 +148,13 @@ def disk_error(error: OSError) -> EdgesealError:
     return TemporaryError("the fleet server could not read or write its disk", hint="its log says where")
 
 
+def database_error(error: Exception) -> EdgesealError:
+    """Say what the database did."""
+    if "disk is full" in str(getattr(error, "orig", error)):
+        return NoSpaceError("the fleet server's disk is full", hint="free some space on the fleet server")
+    return TemporaryError("the registry did not answer", hint="try again; is its disk there, and not read-only?")
+
+
 def _check_assignable(connection: sa.Connection, model: str, number: int) -> None:
     query = sa.select(release.c.listed, release.c.floor).where(release.c.model == model, release.c.release == number)
     row = connection.execute(query).one_or_none()
