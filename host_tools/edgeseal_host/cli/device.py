@@ -97,11 +97,14 @@ def register(record: Path, url: str, token_file: Path, ca_file: Path | None) -> 
 
 
 @group.command(name="list")
+@click.option("--station", metavar="ID", help="Only those whose record this manufacturing station has signed.")
 @options.server_options(required=True)
 @output.json_option
-def list_(url: str, token_file: Path, ca_file: Path | None) -> None:
+def list_(station: str | None, url: str, token_file: Path, ca_file: Path | None) -> None:
     """List the fleet's devices."""
     found = options.client(url, token_file, ca_file).devices()
+    if station is not None:
+        found = [d for d in found if d.get("station") == station.strip().lower()]
     columns = ("name", "group", "hardware", "revoked", "alarms")
     rows = [tuple(str(d[c]) for c in columns) for d in found]
     output.emit({"devices": found}, lambda: output.table(columns, rows))
