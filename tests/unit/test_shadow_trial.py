@@ -9,6 +9,8 @@ import pytest
 from tests.unit.agent_world import MODEL, Device, Fleet, world
 
 from edgeseal.device import config, shadow, update
+from edgeseal.device.state import Gate, Installed, Shadowed, gate_words
+from edgeseal.errors import UsageError
 from edgeseal.runtime import serve_status
 from edgeseal.runtime.serve_status import ModelStatus, ServeStatus, ShadowStatus
 from edgeseal.runtime.shadow import Order, Shadow
@@ -167,6 +169,7 @@ def test_without_edgeseal_serve_the_switch_goes_on(
     fleet.assigned = 2
     monkeypatch.setattr(shadow, "NOTICE_SECONDS", 0.2)
     assert passed(device) == "no edgeseal-serve follows the order"
+    assert "no shadow: no edgeseal-serve follows the order" in fleet.reports[-1].models[MODEL].gate
 
 
 def test_the_order_says_what_the_configuration_says(
@@ -198,3 +201,39 @@ def test_the_order_says_what_the_configuration_says(
     order = orders[0]
     assert (order.fraction, order.seconds, order.compare) == (0.5, 60, "top-1")
     assert (order.tolerance, order.memory_mb) == (0.25, 77)
+
+
+def test_words_for_a_report_are_never_too_long() -> None:
+    for gate in (None, Gate(1, 3, 1.0, 2.0, 3.0)):
+        words = gate_words(Installed(1, b"", 1, gate, 60, Shadowed(skipped="x" * 500)))
+        assert len(words) == 128
+        assert "watched 60 s; no shadow: xxx" in words
+
+
+# Configuration --------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("key", "value"),
+    [
+        ("shadow_seconds", "-1"),
+        ("shadow_seconds", "7201"),
+        ("shadow_fraction", "0.0"),
+        ("shadow_fraction", "1.01"),
+        ("shadow_compare", '"all"'),
+        ("shadow_tolerance", "-0.1"),
+        ("shadow_tolerance", "2.5"),
+        ("shadow_divergence", "1.5"),
+        ("shadow_divergence", "nan"),
+    ],
+)
+def test_a_setting_that_means_nothing_is_named(key: str, value: str) -> None:
+    with pytest.raises(UsageError, match=f"runtime.{key}"):
+        config.parse(f"[runtime]\n{key} = {value}\n".encode(), name="edgeseal.toml")
+
+
+def test_it_is_off_unless_it_is_asked_for() -> None:
+    assert config.Runtime().shadow_seconds == 0
+    asked = b"[runtime]\nshadow_seconds = 7200\nshadow_fraction = 1\nshadow_divergence = 0\n"
+    found = config.parse(asked, name="edgeseal.toml").runtime
+    assert (found.shadow_seconds, found.shadow_fraction, found.shadow_divergence) == (7200, 1.0, 0.0)

@@ -95,12 +95,14 @@ class Installed(msgspec.Struct, frozen=True, array_like=True, forbid_unknown_fie
 
 
 def gate_words(installed: Installed) -> str:
-    """Return with which figures a release passed the gate and how long it was watched, in at most 128 characters."""
+    """Return with which figures a release passed the gate and how its shadow and its watch went, in at most 128 characters."""
     watched = f"; watched {installed.watched} s" if installed.watched else ""
     shadow = installed.shadow
-    if shadow is not None and not shadow.skipped:
-        watched = f"; shadowed: {shadow.differing} of {shadow.compared} differ{watched}"
-    return (installed.gate.text() + watched)[:128] if installed.gate else watched.removeprefix("; ")
+    if shadow is not None:
+        measured = f"shadowed: {shadow.differing} of {shadow.compared} differ"
+        watched += f"; no shadow: {shadow.skipped}" if shadow.skipped else f"; {measured}"
+    figures = installed.gate.text() if installed.gate else ""
+    return (figures + watched).removeprefix("; ")[:128]
 
 
 class Failed(msgspec.Struct, frozen=True, array_like=True, forbid_unknown_fields=True):
