@@ -95,7 +95,7 @@ class Installed(msgspec.Struct, frozen=True, array_like=True, forbid_unknown_fie
 
 
 def gate_words(installed: Installed) -> str:
-    """Return with which figures a release passed the gate and how its shadow and its watch went, in at most 128 characters."""
+    """Return the figures of the gate, and how watch and shadow went, in at most 128 characters."""
     watched = f"; watched {installed.watched} s" if installed.watched else ""
     shadow = installed.shadow
     if shadow is not None:
