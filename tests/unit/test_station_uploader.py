@@ -342,6 +342,10 @@ def to(records: Records, tmp_path: Path) -> Iterator[tuple[str, ...]]:
 def test_upload_as_a_person_types_it(records: Records, to: tuple[str, ...]) -> None:
     first = edgeseal("station", "upload", *to, *records.keys)
     assert (first.exit_code, first.stdout) == (0, "3 records sent, 0 refused\n"), first.output
+    admin = ("--to", to[1], "--token", str(records.world.data.admin_token))
+    found = ok("device", "list", "--station", records.station.pin[:16].hex(), *admin)["devices"]
+    assert [d["name"] for d in found] == ALL
+    assert ok("device", "list", "--station", "00" * 16, *admin)["devices"] == []
     again = edgeseal("station", "upload", *to, *records.keys)
     assert again.stdout == "the fleet server has every record already\n"
     assert list(records.devices()) == ALL

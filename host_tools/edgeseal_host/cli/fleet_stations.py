@@ -98,9 +98,7 @@ def distrust_station(data: Path, id_: str, reason: str) -> None:
         devices = fleet.stations.distrust(id_.strip().lower(), reason, now=int(time.time()))
     text = f"station {id_} is distrusted: its records are refused from now on"
     if devices:
-        text += (
-            f"\n  {devices} devices are from it: edgeseal device list --json names it, edgeseal device revoke ends one"
-        )
+        text += f"\n  {devices} devices are from it: edgeseal device list --station {id_}, edgeseal device revoke"
     output.emit({"id": id_, "distrusted": True, "reason": reason, "devices": devices}, text)
 
 
