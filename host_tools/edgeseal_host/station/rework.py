@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING, Final
 
 from edgeseal.errors import RefusedError, TemporaryError, UsageError
 from edgeseal.provisioning import Code, FactoryReset, RefusalError
+from edgeseal.provisioning.conversation import PATIENCE
 from edgeseal_host.station import chain
 from edgeseal_host.station.cable import Cable
 from edgeseal_host.station.journal import offer_of
@@ -74,27 +75,36 @@ def authorise(journal: Journal, done: Entry, *, operator: str, reason: str) -> b
     return True
 
 
-def factory_reset(journal: Journal, station: StationKey, sign: Callable[[bytes], bytes], serial: str) -> FactoryReset:
+def factory_reset(
+    journal: Journal,
+    station: StationKey,
+    sign: Callable[[bytes], bytes],
+    serial: str,
+    *,
+    patience: float = PATIENCE,
+) -> FactoryReset:
     """Return the dialogue that destroys the identity of this serial number, and of no other.
 
     `sign` signs under `edgeseal.provisioning.CONTEXT` with the station's key.
     """
 
     def expect(kid: bytes, said: str) -> bytes:
-        if said != serial:
+        if said and said != serial:  # a device that is fresh already shows a receipt and no serial number
             raise RefusalError(Code.OPERATOR, f"{said} is on this port, not {serial}", remedy="use its own port")
         granted = journal.last(chain.GRANTED, kid=kid)
         if granted is None or granted.serial != serial:
-            raise RefusalError(Code.AUTHORISATION, f"this station gave {serial} no such identity")
+            raise RefusalError(Code.AUTHORISATION, f"this station gave {serial} no such identity as is on this port")
         return offer_of(granted).commitment
 
-    return FactoryReset(public=station.raw, sign=sign, expect=expect, random=os.urandom, clock=time.monotonic)
+    return FactoryReset(
+        public=station.raw, sign=sign, expect=expect, random=os.urandom, clock=time.monotonic, patience=patience
+    )
 
 
 def converse(dialogue: FactoryReset, port: str, baud: int) -> Verdict:
     """Hold a dialogue on a port until its verdict.
 
-    Raises TemporaryError if the port cannot be opened, RefusedError if the device did not do it.
+    Raises TemporaryError if the port cannot be opened or nobody answers, RefusedError if the device did not do it.
     """
     cable = Cable(port, baud)
     if not cable.open():
@@ -113,6 +123,11 @@ def converse(dialogue: FactoryReset, port: str, baud: int) -> Verdict:
         cable.close()
     verdict = dialogue.verdict
     assert verdict is not None  # noqa: S101 - abandoned or over
+    if verdict.code in {Code.NO_ANSWER, Code.LINE_BROKE}:
+        raise TemporaryError(
+            f"the device was not reset: {verdict.reason}",
+            hint="it must wait for that: edgeseal-agent provision --reset",
+        )
     if not verdict.passed:
         raise RefusedError(f"the device was not reset: {verdict.reason}", hint=verdict.remedy)
     return verdict
