@@ -370,6 +370,9 @@ def test_upload_names_what_is_refused_and_goes_on(records: Records, to: tuple[st
     found = json.loads(result.stdout)
     assert (found["sent"], [r["device"] for r in found["refused"]]) == (2, ["press-0002"])
     assert "is device other-0002" in found["refused"][0]["reason"]
+    for change in (("--reason", " "), ("--reason", "x", "--port", "/nowhere")):
+        assert edgeseal("station", "rework", "10000002", *change, *admin, *records.keys).exit_code in {2, 5}
+    assert not any(d["revoked"] for d in records.devices().values()), "nothing is revoked by half a command"
     shown = ok("station", "rework", "10000002", "--reason", "came from line 2", *admin, *records.keys)
     assert shown["revoked"] == ["other-0002"]
     assert ok("station", "upload", *to, *records.keys)["sent"] == 1

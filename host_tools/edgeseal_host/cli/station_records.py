@@ -168,12 +168,13 @@ def rework(  # noqa: PLR0913, PLR0917 - what re-work needs
     key = _private(station, passphrase_file) if port is not None else None
     with station.journal() as journal:
         done = again.former(journal, serial)
-        revoked = [] if client is None else _revoke(client, serial, f"provisioned again at {station.name}: {reason}")
         new = again.authorise(journal, done, operator=operator, reason=reason)
         if port is not None and key is not None:
             sign = functools.partial(_sign_reset, key)
             dialogue = again.factory_reset(journal, station.public(), sign, serial)
             again.converse(dialogue, port, baud)
+    # Last: with --port the device itself has said by now that it is the one that was meant.
+    revoked = [] if client is None else _revoke(client, serial, f"provisioned again at {station.name}: {reason}")
     result = {"serial": serial, "former": done.device, "new": new, "revoked": revoked, "reset": port is not None}
     output.emit(result, _rework_text(result, done.device, asked=client is not None))
 
