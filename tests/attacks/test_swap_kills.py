@@ -347,6 +347,23 @@ def test_the_supervisor_is_killed(swap: Swap, step: str) -> None:
     assert len(swap.lost(start)) <= 1
 
 
+def test_the_supervisor_is_away_when_the_agent_would_switch(swap: Swap) -> None:
+    """A bad release must not slip in unwatched while the one who would have counted starts again."""
+    swap.world.configure(watch_seconds=WATCH)
+    before = swap.installed()
+    release = swap.publish(bad_models.refuses_above(8))
+    swap.world.load.mark = lambda _: 8.0
+    with swap.agent() as agent:
+        prober = stopped_child(agent.pid, "edgeseal.runtime.probe_worker")
+        swap.serve.kill()
+        os.kill(prober, signal.SIGCONT)
+        until(lambda: a_child(agent.pid, "edgeseal.runtime.probe_worker") is None, "the probe has ended")
+        swap.serve.start()
+        assert agent.wait(100) == 3  # what a WatchError ends with
+    assert "answers failed" in swap.world.model().failed[0].reason
+    assert f"release {release} failed here before" in swap.next_pass(expect=before)
+
+
 def kill_all(swap: Swap) -> None:
     """Kill what is left of a swap whose agent is gone, and start the server again."""
     workers = swap.serve.workers()

@@ -164,6 +164,25 @@ def test_a_release_that_dies_of_its_first_request_is_not_waited_for(tmp_path: Pa
         await_serving(runtime, candidate, seconds=3600, since=0, counts=Counts(1, 0, 0, 0, 5))
 
 
+def test_a_runtime_that_is_starting_again_is_waited_for(tmp_path: Path) -> None:
+    """Else the release would be kept without a watch, as on a device where no runtime has ever run."""
+    with world(tmp_path) as (fleet, device):
+        status_file = tmp_path / "status.json"
+        configure(device, status_file, watch=60)
+        assert update.run(device.agent()).errors == []
+        fleet.publish(2, size=SMALL)
+        fleet.assigned = 2
+        serve_status.write(status_file, ServeStatus(2**22 - 1, serve_status.boot_id()))  # of a process that is gone
+        runtime = Runtime(device, status_file, second=BAD["errors"])
+        back = threading.Timer(1, runtime.__enter__)
+        back.start()
+        (error,) = update.run(device.agent()).errors
+        back.join()
+        runtime.__exit__()
+        assert SAID["errors"] in str(error)
+        assert device.serving() == 1
+
+
 # Cut off --------------------------------------------------------------------------------------------------------------
 
 

@@ -23,7 +23,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Mapping
 
     from edgeseal.device.agent import Agent
-    from edgeseal.runtime.contract import Health
+    from edgeseal.runtime.contract import Adapter, Health
 
 MAX_INTERRUPTED: Final = 3  # kills and power cuts on one release before it is held to be their cause
 _CANNOT: Final = (EdgesealError, OSError)
@@ -129,7 +129,7 @@ def _shadow(agent: Agent, candidate: Candidate, trial: Trial) -> Trial:
 def _switch(agent: Agent, candidate: Candidate, trial: Trial) -> Trial:
     """Hand over and wait until the runtime serves it, if it says what it serves."""
     adapter = agent.adapter()
-    health = adapter.health(candidate.model, candidate.release)
+    health = _before(agent, adapter, candidate)
     trial = _set(agent, candidate.model, _stepped(agent, trial, "switching", counts=_counts(health)))
     adapter.activate(candidate)
     if health is None:
@@ -137,6 +137,18 @@ def _switch(agent: Agent, candidate: Candidate, trial: Trial) -> Trial:
     seconds = agent.config.runtime.activate_seconds
     watch.await_serving(adapter, candidate, seconds=seconds, since=trial.since, counts=trial.counts)
     return _set(agent, candidate.model, _stepped(agent, trial, "watching"))
+
+
+def _before(agent: Agent, adapter: Adapter, candidate: Candidate) -> Health | None:
+    """Return the health before the switch. A runtime that was there is waited for: without it nobody would watch."""
+    health = adapter.health(candidate.model, candidate.release)
+    current = agent.state().model(candidate.model).current
+    if health is None and (adapter.was_here() or (current is not None and current.watched)):
+        agent.say(f"{candidate.model} release {candidate.release}: waits for the runtime, which is away")
+        health = watch.await_runtime(lambda: adapter.health(candidate.model, candidate.release))
+    if health is None and adapter.name != "none" and agent.config.runtime.watch_seconds:
+        agent.say(f"{candidate.model} release {candidate.release}: nobody says how it does; it is not watched")
+    return health
 
 
 def _watch(agent: Agent, candidate: Candidate, trial: Trial) -> int:

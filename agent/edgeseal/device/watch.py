@@ -22,6 +22,7 @@ if TYPE_CHECKING:
 
 LOOK_SECONDS: Final = 0.5
 DOWN_SECONDS: Final = 20.0  # not serving for this long is no hiccup; a crashed worker is back within ten
+BACK_SECONDS: Final = 20.0  # systemd waits for two before it starts a service again; a model takes the rest
 CRASHES: Final = 2  # one may be the kernel's or a person's doing
 LEAST_REQUESTS: Final = 20  # a rate of fewer is no rate
 ALL_FAILED: Final = 5  # of fewer than that, unless not one was answered: slow failures are few
@@ -35,6 +36,17 @@ class Limits:
     error_rate: float
     budget_ms: float = 0.0
     known_rate: float = 0.0
+
+
+def await_runtime(look: Callable[[], Health | None]) -> Health | None:
+    """Return the health once there is one: a runtime that is starting again is back within a few seconds.
+
+    None if it stays away: then nobody can watch, and a release that may be the cure is not held up for longer.
+    """
+    ends = time.monotonic() + BACK_SECONDS
+    while (health := look()) is None and time.monotonic() < ends:
+        time.sleep(min(LOOK_SECONDS, 0.1))
+    return health
 
 
 def await_serving(

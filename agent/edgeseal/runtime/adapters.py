@@ -52,6 +52,10 @@ class Link:
         """Nobody is known who could say."""
         return None
 
+    def was_here(self) -> bool:
+        """Nobody is known who could have been."""
+        return False
+
     def commit(self, candidate: Candidate) -> None:
         """Remove every other release from memory."""
         for release in self._repository.releases(candidate.model):
@@ -97,6 +101,10 @@ class Serve(Link):
             crashes=mine.crashes,
             median_ms=None if mine.p50_ms is None else _at_least(mine.p50_ms),
         )
+
+    def was_here(self) -> bool:
+        """Whether edgeseal-serve has written its status in this boot."""
+        return self._status_file is not None and serve_status.read(self._status_file) is not None
 
 
 def _is_alive(pid: int) -> bool:

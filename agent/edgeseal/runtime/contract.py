@@ -83,6 +83,9 @@ class Adapter(Protocol):
     def health(self, model: str, release: int) -> Health | None:
         """Return how a release does, None if the runtime does not say."""
 
+    def was_here(self) -> bool:
+        """Whether the runtime is known to have run since this device started: if it is away, it is starting again."""
+
     def commit(self, candidate: Candidate) -> None:
         """Let go of what `rollback` would have needed."""
 
