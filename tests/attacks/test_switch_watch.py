@@ -17,6 +17,7 @@ from typing import TYPE_CHECKING, Any, Self
 
 import pytest
 from tests.unit.agent_world import MODEL, Device, Fleet, world
+from tests.unit.runtime_world import until
 
 from edgeseal.device import update
 from edgeseal.device.state import Counts
@@ -201,6 +202,7 @@ def test_rollback_with_the_network_down_and_the_fleet_gone(places: tuple[Fleet, 
     fleet, device, runtime = places
     cut_off_while_watching(device, runtime.status_file)
     runtime.second = BAD["errors"]
+    until(lambda: _said(runtime.status_file).errors, "the runtime says so")
     configure(device, runtime.status_file, url="http://127.0.0.1:9")  # nobody is there
     done = update.run(device.agent())
     assert device.serving() == 1
@@ -209,6 +211,11 @@ def test_rollback_with_the_network_down_and_the_fleet_gone(places: tuple[Fleet, 
     configure(device, runtime.status_file, url=fleet.base)
     assert update.run(device.agent()).errors == []
     assert not device.agent().state().report_due  # told, now that somebody is there
+
+
+def _said(status_file: Path) -> ReleaseStatus:
+    status = serve_status.read(status_file)
+    return status.models[MODEL].releases["2"] if status else ReleaseStatus()
 
 
 # What is judged -------------------------------------------------------------------------------------------------------
