@@ -15,7 +15,7 @@ import sys
 import time
 from typing import Final
 
-SECTIONS: Final = ("install", "session", "poll", "agent", "delta", "assess", "swap", "entropy", "line")
+SECTIONS: Final = ("install", "session", "poll", "agent", "delta", "assess", "swap", "shadow", "entropy", "line")
 
 
 def main() -> None:

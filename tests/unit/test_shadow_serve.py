@@ -142,6 +142,8 @@ def test_an_order_taken_back_and_another_one(models: ModelRepository, status_fil
         world.publish(models, "m", 2, 1.0)
         first = ordered(models, status_file, 2)
         state(first, "running")
+        ask(server)
+        world.until(lambda: look(first).seen == 1, "it is counted")
         process = shadow_process(server)
         second = ordered(models, status_file, 2)  # as an agent does that was killed and tries again
         found = state(second, "running")
