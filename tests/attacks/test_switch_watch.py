@@ -6,6 +6,7 @@ anything. tests/unit/test_serve_supervisor.py holds the real one against the sam
 
 from __future__ import annotations
 
+import itertools
 import os
 import signal
 import subprocess
@@ -19,11 +20,11 @@ import pytest
 from tests.unit.agent_world import MODEL, Device, Fleet, world
 from tests.unit.runtime_world import until
 
-from edgeseal.device import update
+from edgeseal.device import update, watch
 from edgeseal.device.state import Counts
 from edgeseal.device.watch import Limits, await_serving, judge
 from edgeseal.runtime import serve_status
-from edgeseal.runtime.contract import ActivationError, Candidate, Health
+from edgeseal.runtime.contract import ActivationError, Candidate, Health, WatchError
 from edgeseal.runtime.serve_status import FailedStatus, ModelStatus, ReleaseStatus, ServeStatus
 
 if TYPE_CHECKING:
@@ -145,6 +146,16 @@ def test_a_release_that_the_runtime_does_not_load(places: tuple[Fleet, Device, R
     (error,) = update.run(device.agent()).errors
     assert "was not taken over: onnxruntime does not load it" in str(error)
     assert device.serving() == 1
+
+
+def test_time_in_which_it_does_not_serve_is_not_watched(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Its worker was killed at the beginning: what it then answers is looked at for as long as ever."""
+    monkeypatch.setattr(watch, "LOOK_SECONDS", 0.02)
+    away = Health(1, serving=False)
+    silent, failing = Health(1, serving=True), Health(1, serving=True, requests=50, errors=50)
+    looks = iter([*[away] * 20, *[silent] * 5, *itertools.repeat(failing, 1000)])
+    with pytest.raises(WatchError, match="50 of 50 answers failed"):
+        watch.watch(lambda: next(looks), None, Limits(0.05), seconds=0.3, patience=60)
 
 
 class Dying:

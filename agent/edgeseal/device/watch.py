@@ -77,12 +77,12 @@ def await_serving(
 def watch(
     look: Callable[[], Health | None], counts: Counts | None, limits: Limits, *, seconds: float, patience: float
 ) -> None:
-    """Watch for `seconds`; `look` asks for the health, `counts` are from before the switch.
+    """Watch for `seconds` in which it serves; `look` asks for the health, `counts` are from before the switch.
 
     Raises WatchError with the reason. TemporaryError if the runtime is gone for `patience` seconds: no fault of it.
     """
     ends = time.monotonic() + seconds
-    seen = good = time.monotonic()
+    seen = good = looked = time.monotonic()
     while True:
         health, now = look(), time.monotonic()
         if health is not None:
@@ -91,6 +91,8 @@ def watch(
                 raise WatchError(reason)
             if health.serving or health.asleep:
                 good = now
+        ends += 0.0 if good == now else now - looked  # what does not serve is not watched
+        looked = now
         if health is None and now - seen > patience:
             raise TemporaryError("the runtime has gone while a release was watched")
         if health is not None and now - good > DOWN_SECONDS:
