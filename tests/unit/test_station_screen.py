@@ -18,7 +18,7 @@ from edgeseal_host.station.screen import HELP, Screen, possible, render
 from edgeseal_host.station.tally import Tally
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Iterator, Sequence
 
 pytestmark = pytest.mark.unit
 REASON = "10000000abcdef03 shows the key that was given to 10000000abcdef01 before"
@@ -33,6 +33,14 @@ SCAN = View("/dev/lane6", Phase.SCAN, "10000000abcdef06", step="scan it", second
 DONE = View("/dev/lane7", Phase.DONE, "10000000abcdef07", "press-0000", "", 1, "provisioned here before", "take it out")
 GONE = View("/dev/lane8", Phase.ABSENT)
 ALL = [PASSED, TALKING, FAILED, WAITING, SILENT, SCAN, DONE, GONE]
+
+
+@pytest.fixture(autouse=True, scope="module")
+def able_terminal() -> Iterator[None]:
+    """A terminal that can do what the screen needs, whoever runs the tests: rich believes TERM=dumb of any console."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("TERM", "xterm-256color")
+        yield
 
 
 def shown(
