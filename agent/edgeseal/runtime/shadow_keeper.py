@@ -31,7 +31,7 @@ from edgeseal.runtime.shadow_figures import Figures
 
 if TYPE_CHECKING:
     from edgeseal.runtime.repository import ModelRepository
-    from edgeseal.runtime.supervisor import Child
+    from edgeseal.runtime.serving_child import Child
 
 MAX_MESSAGE: Final = 2**18
 MAX_CRASHES: Final = 5

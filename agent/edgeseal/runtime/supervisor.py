@@ -18,18 +18,16 @@ import os
 import selectors
 import signal
 import socket
-import subprocess
-import sys
 import time
-from dataclasses import asdict, dataclass, field
-from typing import TYPE_CHECKING, Any, Final, Literal
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Final, Literal
 
-import msgspec
-
-from edgeseal.runtime import serve_status
+from edgeseal.runtime import serve_status, serving_child
 from edgeseal.runtime.counters import Tallies, Tally, merge, tallies
 from edgeseal.runtime.follow import Release, wanted
 from edgeseal.runtime.repository import memory_available
+from edgeseal.runtime.serve_report import Reporter, plain, release_status
+from edgeseal.runtime.serving_child import MAX_MESSAGE, Child, how_it_ended
 from edgeseal.runtime.shadow_keeper import Keeper, Resources
 
 if TYPE_CHECKING:
@@ -39,13 +37,10 @@ if TYPE_CHECKING:
     from edgeseal.runtime.bounds import Bounds
     from edgeseal.runtime.repository import ModelRepository
 
-MAX_MESSAGE: Final = 2**18
 LOAD_SECONDS: Final = 300.0
-END_SECONDS: Final = 40.0  # a worker that drains has this long; a little more than it gives itself
 WORKER_BYTES: Final = 96 * 2**20  # interpreter, engine and web server before any model, measured
 _KEPT: Final = 16  # releases of a model whose counts are kept
 _LOOK_SECONDS: Final = 0.2
-_STATUS_SECONDS: Final = 1.0
 _BACKOFF: Final = (0.1, 10.0)  # seconds before a crashed worker is started again: first, most
 
 logger = logging.getLogger("edgeseal.serve")
@@ -63,33 +58,6 @@ class Settings:
     status_file: Path | None = None
 
 
-@dataclass(eq=False)
-class Child:
-    """A worker, as the supervisor sees it."""
-
-    process: subprocess.Popen[bytes]
-    control: socket.socket
-    releases: dict[str, Release]
-    started: float = field(default_factory=time.monotonic)
-    loaded: bool = False
-    accepting: bool = False
-    ending: float = 0.0  # when it is killed, once it drains
-    counted: Tallies = field(default_factory=dict)
-    copied: tuple[str, Any] | None = None  # for a release in the shadow: the order's id, what it has counted
-
-    def say(self, message: Mapping[str, Any]) -> None:
-        """Send one message; a worker that is gone is noticed by its end."""
-        try:
-            self.control.send(json.dumps(message).encode())
-        except OSError:
-            return
-
-    def drain(self, *, at_once: bool = False) -> None:
-        """Let it answer what it has, and end; `at_once`: silent connections are closed now, nobody follows."""
-        self.ending = time.monotonic() + END_SECONDS
-        self.say({"end": True} if at_once else {"drain": True})
-
-
 @dataclass(frozen=True, slots=True)
 class Failure:
     """A release that is current and does not load."""
@@ -97,6 +65,10 @@ class Failure:
     release: Release
     reason: str
     at: int
+
+    def status(self) -> serve_status.FailedStatus:
+        """Return what the status file says of it."""
+        return serve_status.FailedStatus(self.release.number, self.reason[:400], self.at)
 
 
 class Supervisor:
@@ -128,7 +100,7 @@ class Supervisor:
         self._asked = settings.switch != "load-on-demand"  # whether somebody wants an answer
         self._mode: serve_status.Switch = "hand-over" if settings.switch == "auto" else settings.switch
         self._stopping = False
-        self._written: tuple[float, serve_status.ServeStatus | None] = (0.0, None)
+        self._reporter = Reporter(settings.status_file)
         self._selector = selectors.DefaultSelector()
         self._listening = False
 
@@ -144,7 +116,7 @@ class Supervisor:
         while not self._stopping or self._children():
             self._step()
         self._shadow.close()
-        self._write_status()
+        self._report()
         self._selector.close()
 
     def stop(self) -> None:
@@ -167,7 +139,7 @@ class Supervisor:
             self._follow()
             self._shadow.step(self._serving)
         self._reap()
-        self._write_status()
+        self._report()
 
     def _children(self) -> list[Child]:
         return [c for c in (self._serving, self._coming, *self._leaving) if c is not None]
@@ -198,7 +170,15 @@ class Supervisor:
             self._retire_serving()
         if self._leaving and self._serving is None and self._mode != "hand-over":
             return  # its memory is not free yet
-        self._coming = self._start(target)
+        self._coming = serving_child.start(
+            self._listener,
+            self._repository.root,
+            target,
+            failed={m: f.reason for m, f in self._failed.items()},
+            threads=self._settings.threads,
+            bounds=self._settings.bounds,
+        )
+        self._selector.register(self._coming.control, selectors.EVENT_READ, self._coming)
 
     def _target(self) -> dict[str, Release]:
         """Return what to serve: what is current, and instead of what failed here the one before, if it is there."""
@@ -239,30 +219,6 @@ class Supervisor:
 
     # Workers -------------------------------------------------------------------------------------------------------
 
-    def _start(self, releases: dict[str, Release]) -> Child:
-        ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
-        fd = self._listener.fileno()
-        process = subprocess.Popen(
-            [sys.executable, "-m", "edgeseal.runtime.worker"],
-            stdin=theirs.fileno(),
-            pass_fds=[fd],
-            start_new_session=True,
-        )
-        theirs.close()
-        child = Child(process, ours, releases)
-        child.say(
-            {
-                "listener": fd,
-                "root": str(self._repository.root),
-                "releases": [[r.model, r.number, str(r.directory)] for r in releases.values()],
-                "failed": {m: f.reason for m, f in self._failed.items()},
-                "threads": self._settings.threads,
-                "bounds": asdict(self._settings.bounds),
-            }
-        )
-        self._selector.register(ours, selectors.EVENT_READ, child)
-        return child
-
     def _read(self, child: Child) -> None:
         try:
             data = child.control.recv(MAX_MESSAGE)
@@ -293,7 +249,7 @@ class Supervisor:
             return
         child.releases = {m: r for m, r in child.releases.items() if m not in failed}
         child.loaded = True
-        child.say({"accept": _plain(self._history)})
+        child.say({"accept": plain(self._history)})
 
     def _note_failure(self, release: Release, reason: str) -> None:
         now = wanted(self._repository, self._good).get(release.model)
@@ -373,13 +329,13 @@ class Supervisor:
         else:
             self._crashed(child)
         if self._serving is not None:
-            self._serving.say({"history": _plain(self._history)})
+            self._serving.say({"history": plain(self._history)})
 
     def _selector_map(self) -> set[object]:
         return {key.fileobj for key in self._selector.get_map().values()}
 
     def _crashed(self, child: Child) -> None:
-        how = _how(child.process.returncode)
+        how = how_it_ended(child.process.returncode)
         first, most = _BACKOFF
         self._backoff = min(max(first, self._backoff * 2), most) if time.monotonic() - child.started < most else first
         self._not_before = time.monotonic() + self._backoff
@@ -416,52 +372,20 @@ class Supervisor:
                 serving=now.number if now else None,
                 since=self._since.get(model, 0) if now else 0,
                 candidate=then.number if then and then != now else None,
-                failed=_failed_status(failure),
+                failed=failure.status() if failure else None,
                 mode=self._mode,
-                releases={str(n): _release_status(tally) for n, tally in total.get(model, {}).items()},
+                releases={str(n): release_status(tally) for n, tally in total.get(model, {}).items()},
                 shadow=self._shadow.status(model),
             )
         return serve_status.ServeStatus(pid=os.getpid(), boot=serve_status.boot_id(), models=models)
 
-    def _write_status(self) -> None:
-        """Tell worker and file if there is something else to say: changes of state at once, counts once a second."""
-        status = self.status()
-        at, before = self._written
-        if status == before:
-            return
-        changed = before is None or _without_releases(before) != _without_releases(status)
-        if not changed and time.monotonic() - at < _STATUS_SECONDS:
-            return
-        self._written = (time.monotonic(), status)
-        if self._serving is not None and (changed or any(m.shadow for m in status.models.values())):
-            self._serving.say({"status": _plain(_without_releases(status, figures=True))})
-        if self._settings.status_file is None:
-            return
-        try:
-            serve_status.write(self._settings.status_file, status)
-        except OSError as e:
-            logger.warning("the status file cannot be written: %s", e)
+    def _report(self) -> None:
+        self._reporter.tell(self.status(), self._serving)
 
 
 def _newest(history: Tallies) -> Tallies:
     """Forget old releases: a device that runs for years has many, and each message carries all that is kept."""
     return {m: {n: t for n, t in r.items() if n in sorted(r)[-_KEPT:]} for m, r in history.items()}
-
-
-def _failed_status(failure: Failure | None) -> serve_status.FailedStatus | None:
-    if failure is None:
-        return None
-    return serve_status.FailedStatus(failure.release.number, failure.reason[:400], failure.at)
-
-
-def _without_releases(
-    status: serve_status.ServeStatus, *, figures: bool = False
-) -> dict[str, serve_status.ModelStatus]:
-    """Return the models without what changes with every request, but with the `figures` of a release in the shadow."""
-    return {
-        m: msgspec.structs.replace(s, releases={}, shadow=s.shadow if figures else serve_status.outline(s.shadow))
-        for m, s in status.models.items()
-    }
 
 
 def _resources(settings: Settings) -> Resources:
@@ -471,19 +395,3 @@ def _resources(settings: Settings) -> Resources:
     reason = f"edgeseal-serve runs with --switch {settings.switch}: one release in memory at a time" if alone else ""
     threads = min(settings.threads or cores, max(1, cores - 1))
     return Resources(threads, settings.bounds.seconds, WORKER_BYTES, reason)
-
-
-def _release_status(tally: Tally) -> serve_status.ReleaseStatus:
-    def ms(q: float) -> float | None:
-        seconds = tally.quantile(q)
-        return None if seconds is None else seconds * 1000
-
-    return serve_status.ReleaseStatus(tally.requests, tally.errors, tally.nan, tally.crashes, ms(0.5), ms(0.99))
-
-
-def _plain(value: object) -> Any:  # noqa: ANN401 - JSON
-    return msgspec.to_builtins(value, str_keys=True)
-
-
-def _how(code: int) -> str:
-    return signal.Signals(-code).name if code < 0 else f"exit code {code}"
