@@ -69,7 +69,7 @@ REFUSED = {
     "infinite weights": Bad(bad.weighted(lambda w: w * np.inf), "output 'y' has values that are not numbers"),
     "noise": Bad(bad.weighted(lambda w: w + 0.05 * NOISE), "acceptance vector 1, output 'y': 8 of 8 values differ"),
     "classes swapped": Bad(bad.weighted(lambda w: w[:, ::-1]), "have another top-1 class", {"top1": True}),
-    "5x slower": Bad(bad.spoiled(lambda: bad.slow(2500)), "ms here (median of 11); its acceptance vectors allow 20"),
+    "5x slower": Bad(bad.spoiled(lambda: bad.slow(10_000)), "ms here (median of 11); its acceptance vectors allow 20"),
     "memory over its budget": Bad(
         bad.spoiled(lambda: bad.hungry(2**25)), "MiB here; its acceptance vectors allow 64", {"latency_ms": 0.0}
     ),
@@ -111,7 +111,7 @@ ROLLED_BACK = {
         mark=lambda n: 2.0**26 if n % 2 else 1.0,
         said="not enough memory for this request",
     ),
-    "slower and slower": BadLater(bad.spoiled(lambda: bad.slow(1)), "its budget is 20", mark=lambda n: 4000.0 + 10 * n),
+    "slower and slower": BadLater(bad.spoiled(lambda: bad.slow(1)), "its budget is 20", mark=lambda n: 8000.0 + 10 * n),
     "crash after activation": BadLater(bad.spoiled(bad.crash), "the runtime ended", mark=lambda _: bad.CRASH_MARK),
 }
 SET: dict[str, Bad] = {**REFUSED, **ROLLED_BACK}

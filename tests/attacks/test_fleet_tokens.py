@@ -104,7 +104,7 @@ def test_no_secret_in_database_log_metrics_or_public_files(world: World, server:
     secrets = {
         "ck": bundle.ck,
         "psk": identity.psk,
-        "token": world.token.split("_")[2].encode(),
+        "token": world.token.split("_", 2)[2].encode(),
         "data key": (world.data.secrets / "data.key").read_bytes(),
         "session seed": world.data.ring("session").keys[0].seed,
         "wrap seed": world.data.ring("wrap").keys[0].seed,

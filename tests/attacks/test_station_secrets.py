@@ -119,7 +119,7 @@ class Line:
         }
         for name in ("token", "revoked"):
             if (file := self.world.place / name).exists():
-                found[name] = file.read_bytes().strip().rpartition(b"_")[2]
+                found[name] = file.read_bytes().strip().split(b"_", 2)[2]  # base64url may hold another one
         if self.drawn.exists():
             found |= {f"drawn {n}": bytes.fromhex(line) for n, line in enumerate(self.drawn.read_text().split())}
         for device in self.devices:
