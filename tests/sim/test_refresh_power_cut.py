@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import subprocess
 import sys
 from typing import TYPE_CHECKING
@@ -52,3 +53,13 @@ def test_a_disk_that_does_not_flush_staged_files_is_caught(tmp_path: Path) -> No
     recorded = crashes(world, tmp_path, ignore=lambda path: "/staging/" in path)
     with pytest.raises(BrickedError):
         [check(world, crash, tmp_path) for crash in recorded]
+
+
+def test_a_disk_leaves_a_peer_that_hangs_up_an_error(tmp_path: Path) -> None:
+    with mounted(tmp_path / "disk"):
+        pass
+    reading, writing = os.pipe()
+    os.close(reading)
+    with pytest.raises(BrokenPipeError):
+        os.write(writing, b"x")
+    os.close(writing)

@@ -17,6 +17,7 @@ from __future__ import annotations
 
 import errno
 import os
+import signal
 import stat
 import subprocess
 import threading
@@ -355,6 +356,9 @@ def mounted(
     finally:
         subprocess.run(["fusermount3", "-u", "-z", str(mountpoint)], check=True, capture_output=True)
         thread.join(10)
+        # libfuse leaves SIGPIPE at its default (fuse_remove_signal_handlers): the next test whose peer hangs up would
+        # end the whole process without a word.
+        signal.signal(signal.SIGPIPE, signal.SIG_IGN)
 
 
 def _await(condition: Callable[[], bool]) -> None:
