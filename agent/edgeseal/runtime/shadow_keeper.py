@@ -22,6 +22,7 @@ from typing import TYPE_CHECKING, Any, Final
 import msgspec
 
 from edgeseal.errors import FormatError
+from edgeseal.runtime.background import give_way
 from edgeseal.runtime.follow import Release, stamp
 from edgeseal.runtime.repository import memory_available
 from edgeseal.runtime.serve_status import ShadowState, ShadowStatus
@@ -318,20 +319,6 @@ def ordered(repository: ModelRepository) -> tuple[Release, Order] | None:
         with contextlib.suppress(FormatError, FileNotFoundError):
             return Release(model, number, directory, stamp(directory)), Order.from_bytes(data)
     return None
-
-
-def give_way(pid: int, nice: int) -> None:
-    """Lower the priority of a process by `nice` below ours, that of all its threads and of those that they will start.
-
-    Nice values hold within a group of processes only, and each session is such a group on kernels with autogrouping
-    (sched(7)): the group gets the same value. Not idle priority, which starves where something else never sleeps.
-    """
-    value = min(_LEAST, os.getpriority(os.PRIO_PROCESS, 0) + nice)
-    with contextlib.suppress(OSError):
-        for thread in Path(f"/proc/{pid}/task").iterdir():
-            os.setpriority(os.PRIO_PROCESS, int(thread.name), value)
-    with contextlib.suppress(OSError):
-        Path(f"/proc/{pid}/autogroup").write_text(str(nice), encoding="ascii")
 
 
 def _pass(control: socket.socket, message: dict[str, Any], end: socket.socket) -> bool:

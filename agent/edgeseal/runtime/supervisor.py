@@ -23,6 +23,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Final, Literal
 
 from edgeseal.runtime import serve_status, serving_child
+from edgeseal.runtime.background import give_way_for_now
 from edgeseal.runtime.counters import Tallies, Tally, merge, tallies
 from edgeseal.runtime.follow import Release, wanted
 from edgeseal.runtime.repository import memory_available
@@ -179,6 +180,8 @@ class Supervisor:
             bounds=self._settings.bounds,
         )
         self._selector.register(self._coming.control, selectors.EVENT_READ, self._coming)
+        if self._serving is not None:
+            give_way_for_now(self._coming.process.pid)
 
     def _target(self) -> dict[str, Release]:
         """Return what to serve: what is current, and instead of what failed here the one before, if it is there."""

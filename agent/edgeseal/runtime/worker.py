@@ -38,6 +38,7 @@ from typing import Any, Final
 import msgspec
 
 from edgeseal.runtime.app import Server
+from edgeseal.runtime.background import come_back
 from edgeseal.runtime.bounds import Bounds
 from edgeseal.runtime.counters import tallies
 from edgeseal.runtime.models import Models
@@ -108,6 +109,7 @@ class Worker:
                 continue
             self._take(word)
             if "accept" in word and serving is None:
+                come_back()
                 serving = asyncio.create_task(self._serve())
                 serving.add_done_callback(lambda _: self._control.shutdown(socket.SHUT_RD))
             if "drain" in word or "end" in word:

@@ -1,0 +1,86 @@
+"""Priority of a process that works while another one answers: it takes the processor time that the other leaves.
+
+Nice values hold within a group of processes only, and each session is such a group on kernels with autogrouping
+(sched(7)): the group gets the same value. Never idle priority, which starves where something else never sleeps.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import resource
+import time
+from pathlib import Path
+from typing import Final
+
+LOADING: Final = 10  # below whoever serves: a tenth of its share where both are busy
+_LEAST: Final = 19  # nice(2)
+_CAP_SYS_NICE: Final = 23  # include/uapi/linux/capability.h
+_TRIES: Final = 10
+_BETWEEN: Final = 0.11  # seconds
+_RLIMIT_ZERO: Final = 20  # RLIMIT_NICE counts downwards: 20 - nice; getrlimit(2)
+
+
+def give_way(pid: int, nice: int) -> None:
+    """Lower the priority of a process by `nice` below ours: all its threads, and those that they will start."""
+    _set_threads(pid, min(_LEAST, os.getpriority(os.PRIO_PROCESS, 0) + nice))
+    _set_group(pid, min(_LEAST, _group(os.getpid()) + nice))
+
+
+def give_way_for_now(pid: int) -> None:
+    """Lower a child that has just been started until it calls `come_back`.
+
+    Coming back from a nice value needs a permission (CAP_SYS_NICE, or RLIMIT_NICE as edgeseal-serve.service sets it):
+    without it only the group gives way, for a worker that could not come back would serve slowly ever after.
+    """
+    if _may_return(os.getpriority(os.PRIO_PROCESS, 0)):
+        give_way(pid, LOADING)
+    else:
+        _set_group(pid, min(_LEAST, _group(os.getpid()) + LOADING))
+
+
+def come_back() -> None:
+    """Give all threads of this process the priority of the one that started it."""
+    with contextlib.suppress(OSError):  # it has ended: so will this one
+        parent = os.getppid()
+        _set_threads(os.getpid(), os.getpriority(os.PRIO_PROCESS, parent))
+        _set_group(os.getpid(), _group(parent))
+
+
+def _set_threads(pid: int, nice: int) -> None:
+    with contextlib.suppress(OSError):  # the process has ended, or the kernel knows better
+        for thread in Path(f"/proc/{pid}/task").iterdir():
+            os.setpriority(os.PRIO_PROCESS, int(thread.name), nice)
+
+
+def _group(pid: int) -> int:
+    """Return the nice value of a process' autogroup, 0 where there is none; its file says "/autogroup-7 nice 0"."""
+    with contextlib.suppress(OSError, ValueError, IndexError):
+        return int(Path(f"/proc/{pid}/autogroup").read_text("ascii").split()[2])
+    return 0
+
+
+def _set_group(pid: int, nice: int) -> None:
+    """Set it where there are such groups; without privileges the kernel takes ten changes a second of all of them."""
+    for _ in range(_TRIES):
+        try:
+            Path(f"/proc/{pid}/autogroup").write_text(str(nice), encoding="ascii")
+        except BlockingIOError:
+            time.sleep(_BETWEEN)
+        except OSError:
+            return
+        else:
+            return
+
+
+def _may_return(nice: int) -> bool:
+    limit, _ = resource.getrlimit(resource.RLIMIT_NICE)
+    return limit == resource.RLIM_INFINITY or _RLIMIT_ZERO - nice <= limit or _has_capability()
+
+
+def _has_capability() -> bool:
+    with contextlib.suppress(OSError, ValueError):
+        for line in Path("/proc/self/status").read_text("ascii", "replace").splitlines():
+            if line.startswith("CapEff:"):
+                return bool(int(line.split()[1], 16) >> _CAP_SYS_NICE & 1)
+    return False

@@ -1,0 +1,143 @@
+"""A worker that loads beside one that serves gives way, all of it, and comes back before it serves itself."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+from contextlib import contextmanager
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import pytest
+
+from edgeseal.runtime import background
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+AUTOGROUP = Path("/proc/self/autogroup")
+CHILD = """
+import os, sys, threading
+from edgeseal.runtime import background
+done = threading.Event()
+thread = threading.Thread(target=done.wait)
+thread.start()
+print("ready", flush=True)
+sys.stdin.readline()
+background.come_back()
+print("back", flush=True)
+sys.stdin.readline()
+done.set()
+"""
+
+
+class Child:
+    """A worker with a thread beside its main one."""
+
+    def __init__(self, process: subprocess.Popen[str]) -> None:
+        self.process = process
+        self.hear("ready")
+
+    def hear(self, word: str) -> None:
+        assert self.process.stdout
+        assert self.process.stdout.readline() == f"{word}\n"
+
+    def say(self) -> None:
+        assert self.process.stdin
+        self.process.stdin.write("\n")
+        self.process.stdin.flush()
+
+    def priorities(self) -> set[int]:
+        threads = [int(task.name) for task in Path(f"/proc/{self.process.pid}/task").iterdir()]
+        assert len(threads) == 2
+        return {os.getpriority(os.PRIO_PROCESS, thread) for thread in threads}
+
+    def group(self) -> int:
+        return background._group(self.process.pid)
+
+
+@pytest.fixture
+def child() -> Iterator[Child]:
+    with worker() as made:
+        yield made
+
+
+@contextmanager
+def worker() -> Iterator[Child]:
+    words = [sys.executable, "-c", CHILD]
+    pipe = subprocess.PIPE
+    with subprocess.Popen(words, stdin=pipe, stdout=pipe, text=True, start_new_session=True) as process:
+        try:
+            yield Child(process)
+        finally:
+            process.kill()
+
+
+def _mine() -> int:
+    return os.getpriority(os.PRIO_PROCESS, 0)
+
+
+def test_who_may_come_back_gives_way_with_all_threads(child: Child, monkeypatch: pytest.MonkeyPatch) -> None:
+    if not background._may_return(_mine()):
+        pytest.skip("needs CAP_SYS_NICE or RLIMIT_NICE")
+    background.give_way_for_now(child.process.pid)
+    assert child.priorities() == {min(19, _mine() + background.LOADING)}
+    child.say()
+    child.hear("back")
+    assert child.priorities() == {_mine()}
+    # Negative control: a worker that does not come back is seen.
+    monkeypatch.setattr(background, "_set_threads", lambda *_: None)
+    background.give_way_for_now(child.process.pid)
+    assert child.priorities() == {_mine()}
+
+
+def test_who_may_not_keeps_its_nice_value(child: Child, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(background, "_may_return", lambda _: False)
+    background.give_way_for_now(child.process.pid)
+    assert child.priorities() == {_mine()}
+
+
+@pytest.mark.skipif(not os.access(AUTOGROUP, os.W_OK), reason="needs a kernel with autogroups")
+@pytest.mark.parametrize("may_return", [True, False])
+def test_its_group_gives_way_and_comes_back(child: Child, monkeypatch: pytest.MonkeyPatch, *, may_return: bool) -> None:
+    if may_return and not background._may_return(_mine()):
+        pytest.skip("needs CAP_SYS_NICE or RLIMIT_NICE")
+    monkeypatch.setattr(background, "_may_return", lambda _: may_return)
+    before = background._group(os.getpid())
+    background.give_way_for_now(child.process.pid)
+    assert child.group() == min(19, before + background.LOADING)
+    child.say()
+    child.hear("back")
+    assert child.group() == before
+
+
+def test_a_kernel_that_takes_no_change_now_is_asked_again(monkeypatch: pytest.MonkeyPatch) -> None:
+    """EAGAIN at the way back would leave a worker slow for ever."""
+    answers: list[OSError | None] = [BlockingIOError(), BlockingIOError(), None]
+    monkeypatch.setattr(background, "_BETWEEN", 0.0)
+
+    def write(*_: object, **__: object) -> None:
+        if (answer := answers.pop(0)) is not None:
+            raise answer
+
+    monkeypatch.setattr(Path, "write_text", write)
+    background._set_group(os.getpid(), 0)
+    assert answers == []
+
+
+def test_a_process_that_has_ended_is_no_error() -> None:
+    with worker() as child:
+        child.process.kill()
+        child.process.wait()
+        background.give_way(child.process.pid, 5)
+
+
+@pytest.mark.parametrize(
+    ("nice", "limit", "capable", "may"),
+    [(0, 20, False, True), (0, 19, False, False), (5, 15, False, True), (0, 0, True, True), (0, 0, False, False)],
+)
+def test_who_may_come_back(monkeypatch: pytest.MonkeyPatch, nice: int, limit: int, *, capable: bool, may: bool) -> None:
+    monkeypatch.setattr(background.resource, "getrlimit", lambda _: (limit, limit))
+    monkeypatch.setattr(background, "_has_capability", lambda: capable)
+    assert background._may_return(nice) is may
