@@ -75,13 +75,17 @@ def test_threads_do_not_share_a_connection() -> None:
 
 
 def test_idle_connection_that_the_server_closed() -> None:
+    closed = threading.Event()
+
     def script(asked: Asked) -> None:
         asked.send(ranged(DATA, asked.start))
         asked.hang_up()
+        closed.set()
 
     with hostile(script) as server:
         objects = HttpObjects(server.base)
         assert fetch(objects) == DATA
+        assert closed.wait(30)
         assert fetch(objects) == DATA
 
 
