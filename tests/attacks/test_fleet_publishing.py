@@ -9,7 +9,7 @@ import os
 import socket
 import threading
 import time
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 from urllib.parse import urlsplit
 
 import pytest
@@ -51,6 +51,14 @@ def upload_request(server: Server, token: str, name: bytes, *, length: int, send
     with socket.create_connection((host.hostname or "", host.port or 0)) as line:
         line.sendall(head.encode() + send)
         time.sleep(0.3)
+
+
+def go_on(client: FleetClient, name: bytes, content: bytes, offset: int) -> Any:
+    """Send the rest, as soon as the server has noticed that the one before is gone."""
+    headers = {"Upload-Offset": str(offset), "Upload-Length": str(len(content))}
+    while True:
+        with contextlib.suppress(TemporaryError):
+            return client.request("PATCH", f"uploads/chunks/{name.hex()}", body=content[offset:], headers=headers)
 
 
 def uploaded_bytes(client: FleetClient) -> int:
@@ -104,15 +112,7 @@ def test_client_goes_on_at_the_servers_offset(
     file.write_bytes(content)
     name = hashlib.sha256(content).digest()
     upload_request(server, world.token, name, length=len(content), send=content[:500_000])
-    response = None
-    while response is None:  # the server may not have noticed yet that the first one is gone
-        with contextlib.suppress(TemporaryError):
-            response = client.request(
-                "PATCH",
-                f"uploads/chunks/{name.hex()}",
-                body=content[500_000:],
-                headers={"Upload-Offset": "500000", "Upload-Length": "600000"},
-            )
+    response = go_on(client, name, content, 500_000)
     assert json.loads(response.data) == {"stored": True}
     with pytest.raises(EdgesealError, match="stopped at 0"):
         client.request(
@@ -132,12 +132,7 @@ def test_poisoned_beginning_of_an_upload_is_sent_again(
     name = hashlib.sha256(content).digest()
     upload_request(server, world.token, name, length=len(content), send=b"\0" * 100_000)
     with pytest.raises(IntegrityError):
-        client.request(
-            "PATCH",
-            f"uploads/chunks/{name.hex()}",
-            body=content[100_000:],
-            headers={"Upload-Offset": "100000", "Upload-Length": "300000"},
-        )
+        go_on(client, name, content, 100_000)
     client.upload("chunks", name, file)
     assert client.missing("chunks", [name]) == []
 

@@ -138,6 +138,6 @@ def test_a_process_that_has_ended_is_no_error() -> None:
     [(0, 20, False, True), (0, 19, False, False), (5, 15, False, True), (0, 0, True, True), (0, 0, False, False)],
 )
 def test_who_may_come_back(monkeypatch: pytest.MonkeyPatch, nice: int, limit: int, *, capable: bool, may: bool) -> None:
-    monkeypatch.setattr(background.resource, "getrlimit", lambda _: (limit, limit))
+    monkeypatch.setattr("resource.getrlimit", lambda _: (limit, limit))
     monkeypatch.setattr(background, "_has_capability", lambda: capable)
     assert background._may_return(nice) is may
