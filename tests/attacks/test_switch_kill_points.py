@@ -8,13 +8,13 @@ from __future__ import annotations
 
 import itertools
 import os
-import threading
 import time
 from contextlib import contextmanager
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any, Self
+from typing import TYPE_CHECKING, Any
 
 import pytest
+from tests.attacks.told_status import ToldStatus
 from tests.unit.agent_world import MODEL, Device, Fleet, world
 
 from edgeseal.device import config, update
@@ -26,7 +26,6 @@ from edgeseal.runtime.serve_status import ModelStatus, ReleaseStatus, ServeStatu
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
-    from pathlib import Path
 
 STEPS: tuple[tuple[type, str], ...] = (
     (StateFile, "write"),
@@ -69,29 +68,12 @@ class Guillotine:
 
 
 @dataclass
-class Runtime:
+class Runtime(ToldStatus):
     """Serves what is current at once, and says that all answers of `bad` releases failed."""
 
-    device: Device
-    status_file: Path
     bad: set[int] = field(default_factory=set)
-    _done: threading.Event = field(default_factory=threading.Event)
 
-    def __enter__(self) -> Self:
-        self._tell()
-        self._thread = threading.Thread(target=self._run)
-        self._thread.start()
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        self._done.set()
-        self._thread.join()
-
-    def _run(self) -> None:
-        while not self._done.wait(0.02):
-            self._tell()
-
-    def _tell(self) -> None:
+    def tell(self) -> None:
         models = ModelRepository(self.device.models)
         releases = {str(r): ReleaseStatus(requests=50, errors=50 * (r in self.bad)) for r in models.releases(MODEL)}
         about = ModelStatus(serving=models.current(MODEL), since=1, releases=releases)

@@ -14,9 +14,10 @@ import sys
 import threading
 import time
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any, Self
+from typing import TYPE_CHECKING, Any
 
 import pytest
+from tests.attacks.told_status import ToldStatus
 from tests.unit.agent_world import MODEL, Device, Fleet, world
 from tests.unit.runtime_world import until
 
@@ -41,30 +42,13 @@ SAID = {"errors": "50 of 100 answers failed", "NaN": "not numbers", "crashes": "
 
 
 @dataclass
-class Runtime:
+class Runtime(ToldStatus):
     """Follows `current` and says of release 2 what a test wants."""
 
-    device: Device
-    status_file: Path
     second: ReleaseStatus = field(default_factory=ReleaseStatus)
     does_not_load: bool = False
-    _done: threading.Event = field(default_factory=threading.Event)
 
-    def __enter__(self) -> Self:
-        self._tell()
-        self._thread = threading.Thread(target=self._run)
-        self._thread.start()
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        self._done.set()
-        self._thread.join()
-
-    def _run(self) -> None:
-        while not self._done.wait(0.02):
-            self._tell()
-
-    def _tell(self) -> None:
+    def tell(self) -> None:
         current = self.device.agent().models.current(MODEL)
         failed = None
         if current == 2 and self.does_not_load:

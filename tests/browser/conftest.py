@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-import os
 import shutil
 from pathlib import Path
-from typing import TYPE_CHECKING, NoReturn
+from typing import TYPE_CHECKING
 
 import pytest
+from tests.needed import mark_below, missing
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -20,16 +20,7 @@ _NAMES = ("chromium-headless-shell", "chromium", "chromium-browser", "google-chr
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     """Everything here is `browser`."""
-    here = Path(__file__).parent
-    for item in items:
-        if here in item.path.parents:
-            item.add_marker(pytest.mark.browser)
-
-
-def _missing(reason: str) -> NoReturn:
-    if os.environ.get("CI"):
-        pytest.fail(f"{reason}; CI must have it")
-    pytest.skip(reason)
+    mark_below(Path(__file__).parent, items, pytest.mark.browser)
 
 
 @pytest.fixture(scope="module")
@@ -38,10 +29,10 @@ def browser() -> Iterator[Browser]:
     try:
         from playwright.sync_api import sync_playwright
     except ImportError:
-        _missing("needs playwright (pip install playwright; it downloads no browser by itself)")
+        missing("needs playwright (pip install playwright; it downloads no browser by itself)")
     found = next((path for name in _NAMES if (path := shutil.which(name))), None)
     if found is None:
-        _missing("needs Chromium (apt-get install chromium-headless-shell)")
+        missing("needs Chromium (apt-get install chromium-headless-shell)")
     with sync_playwright() as playwright:
         running = playwright.chromium.launch(executable_path=found)
         yield running

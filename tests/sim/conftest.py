@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 import pytest
+from tests.needed import mark_below, missing
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -17,16 +18,7 @@ if TYPE_CHECKING:
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     """Everything here is `sim`."""
-    here = Path(__file__).parent
-    for item in items:
-        if here in item.path.parents:
-            item.add_marker(pytest.mark.sim)
-
-
-def _missing(reason: str) -> None:
-    if os.environ.get("CI"):
-        pytest.fail(f"{reason}; CI must have it")
-    pytest.skip(reason)
+    mark_below(Path(__file__).parent, items, pytest.mark.sim)
 
 
 @pytest.fixture
@@ -53,22 +45,22 @@ def _in_memory(on_disk: Path) -> Iterator[Path]:
 def fuse() -> None:
     """FUSE, usable by this user."""
     if shutil.which("fusermount3") is None:
-        _missing("needs fusermount3 (apt-get install fuse3)")
+        missing("needs fusermount3 (apt-get install fuse3)")
     if not os.access("/dev/fuse", os.R_OK | os.W_OK):
-        _missing("needs /dev/fuse")
+        missing("needs /dev/fuse")
 
 
 @pytest.fixture(scope="session")
 def strace() -> None:
     """strace, allowed to trace."""
     if shutil.which("strace") is None:
-        _missing("needs strace (apt-get install strace)")
+        missing("needs strace (apt-get install strace)")
     if subprocess.run(["strace", "-qq", "-e", "trace=none", "true"], capture_output=True, check=False).returncode:
-        _missing("strace is not allowed to trace here (ptrace)")
+        missing("strace is not allowed to trace here (ptrace)")
 
 
 @pytest.fixture(scope="session")
 def tmux() -> None:
     """A real terminal on which screens are looked at."""
     if shutil.which("tmux") is None:
-        _missing("needs tmux (apt-get install tmux)")
+        missing("needs tmux (apt-get install tmux)")

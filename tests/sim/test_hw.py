@@ -15,6 +15,7 @@ import pytest
 from hw.qrng_stick import __main__ as command
 from hw.qrng_stick import checks, documents, drawing, parts, pictures, schematic, spice
 from hw.qrng_stick.values import LEVELS, NOMINAL, NOMINAL_CURRENT, FrontEnd
+from tests.needed import missing
 
 SYMBOLS = Path(os.environ.get("KICAD6_SYMBOL_DIR", schematic.SYMBOLS))
 
@@ -23,10 +24,7 @@ SYMBOLS = Path(os.environ.get("KICAD6_SYMBOL_DIR", schematic.SYMBOLS))
 def ngspice() -> None:
     """ngspice, which `./dev test` installs."""
     if not spice.available():
-        reason = "needs ngspice (apt-get install ngspice)"
-        if os.environ.get("CI"):
-            pytest.fail(f"{reason}; CI must have it")
-        pytest.skip(reason)
+        missing("needs ngspice (apt-get install ngspice)")
 
 
 @pytest.fixture(scope="session")

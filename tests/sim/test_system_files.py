@@ -9,7 +9,7 @@ import subprocess
 from pathlib import Path
 
 import pytest
-from tests.sim.conftest import _missing
+from tests.needed import missing
 
 SYSTEM = Path(__file__).parents[2] / "agent" / "system"
 UNITS = ("edgeseal-agent.service", "edgeseal-serve.service", "edgeseal-provision.service")
@@ -18,7 +18,7 @@ _EXPOSURE = 25  # `systemd-analyze security`, in tenths: "OK" ends at 4.9; a uni
 
 def run(*command: str) -> subprocess.CompletedProcess[str]:
     if shutil.which(command[0]) is None:
-        _missing(f"needs {command[0]} (apt-get install systemd udev)")
+        missing(f"needs {command[0]} (apt-get install systemd udev)")
     return subprocess.run(command, capture_output=True, text=True, check=False)
 
 
@@ -89,7 +89,7 @@ def _guides_units(tmp_path: Path) -> str:
     (tmp_path / "inference.service").write_text(unit.replace("/usr/local/bin/inference", "/bin/true"))
     words = ["systemd-analyze", "verify", "--man=no", "edgeseal-serve.socket", "inference.service"]
     if shutil.which(words[0]) is None:
-        _missing(f"needs {words[0]} (apt-get install systemd)")
+        missing(f"needs {words[0]} (apt-get install systemd)")
     environment = {**os.environ, "SYSTEMD_UNIT_PATH": f"{tmp_path}:"}
     return subprocess.run(words, capture_output=True, text=True, check=False, env=environment).stderr
 
@@ -139,7 +139,7 @@ def test_a_filter_without_landlock_would_be_found() -> None:
 def root(tmp_path: Path) -> Path:
     """An empty system with our files in it; making users and owners needs root."""
     if os.getuid():
-        _missing("needs root")
+        missing("needs root")
     for place, name in (("sysusers.d", "edgeseal.sysusers"), ("tmpfiles.d", "edgeseal.tmpfiles")):
         target = tmp_path / "usr" / "lib" / place / "edgeseal.conf"
         target.parent.mkdir(parents=True)
@@ -180,9 +180,9 @@ def test_a_wrong_line_would_be_found(root: Path, wrong: str, right: str) -> None
 def _udev_says(tmp_path: Path, text: str) -> list[str]:
     """Return what udev complains about in rules with that text, read in a mount namespace of its own."""
     if os.getuid():
-        _missing("needs root")
+        missing("needs root")
     if shutil.which("udevadm") is None:
-        _missing("needs udevadm (apt-get install udev)")
+        missing("needs udevadm (apt-get install udev)")
     rules = tmp_path / "70-edgeseal-qrng.rules"
     rules.write_text(text)
     script = (
@@ -192,7 +192,7 @@ def _udev_says(tmp_path: Path, text: str) -> list[str]:
     done = run("unshare", "-m", "sh", "-c", script)
     said = (done.stdout + done.stderr).splitlines()
     if not any("Reading rules file" in line and rules.name in line for line in said):
-        _missing("udevadm cannot read rules here (mount namespaces, /sys)")
+        missing("udevadm cannot read rules here (mount namespaces, /sys)")
     group = "Unknown group 'edgeseal', ignoring"  # sysusers.d makes it, on a device
     return [line for line in said if rules.name in line and "Reading" not in line and group not in line]
 

@@ -21,7 +21,7 @@ pytest.importorskip("onnxruntime", reason="pip install 'edgeseal[onnx]'")
 pytest.importorskip("uvicorn", reason="pip install 'edgeseal[serve]'")
 
 from tests.attacks import bad_models, release_world
-from tests.sim.conftest import _missing
+from tests.needed import missing
 from tests.sim.test_system_files import SYSTEM, _allowed
 from tests.unit import runtime_world
 from tests.unit.agent_world import Device, Fleet
@@ -37,7 +37,7 @@ pytestmark = pytest.mark.sim
 def _tools() -> None:
     for name in ("strace", "systemd-analyze"):
         if shutil.which(name) is None:
-            _missing(f"needs {name} (apt-get install strace systemd)")
+            missing(f"needs {name} (apt-get install strace systemd)")
 
 
 @pytest.fixture

@@ -12,8 +12,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import pytest
-from tests.sim.conftest import _missing
-from tests.sim.umockdev_world import World, missing
+from tests.needed import missing
+from tests.sim.umockdev_world import World, what_is_absent
 from tests.sim.usbmodel import STUCK
 from tests.sim.usbstick import K_STICK, UNIQUE_ID, Stick
 from tests.unit import agent_world
@@ -29,8 +29,8 @@ STICK_LINE = "edgeseal-qrng: quantum, evidence model+calibration"
 
 @pytest.fixture(scope="module", autouse=True)
 def _tools() -> None:
-    if reason := missing():
-        _missing(reason)
+    if reason := what_is_absent():
+        missing(reason)
 
 
 @pytest.fixture

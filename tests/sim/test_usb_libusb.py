@@ -11,8 +11,8 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 import pytest
-from tests.sim.conftest import _missing
-from tests.sim.umockdev_world import missing, plugged
+from tests.needed import missing
+from tests.sim.umockdev_world import plugged, what_is_absent
 from tests.sim.usbmodel import ChaosKey, Device, Quantis
 from tests.sim.usbstick import UNIQUE_ID, FirmwareStick, Stick
 
@@ -51,8 +51,8 @@ class Open:
 
 @pytest.fixture(scope="module", autouse=True)
 def _tools() -> None:
-    if reason := missing():
-        _missing(reason)
+    if reason := what_is_absent():
+        missing(reason)
 
 
 @pytest.fixture

@@ -9,9 +9,9 @@ import sys
 from typing import TYPE_CHECKING, Any
 
 import pytest
-from tests.sim.conftest import _missing
+from tests.needed import missing
 from tests.sim.test_usb_agent import until
-from tests.sim.umockdev_world import World, missing
+from tests.sim.umockdev_world import World, what_is_absent
 from tests.sim.usbmodel import STUCK
 from tests.sim.usbstick import K_STICK, UNIQUE_ID, Stick
 
@@ -22,8 +22,8 @@ if TYPE_CHECKING:
 
 @pytest.fixture(scope="module", autouse=True)
 def _tools() -> None:
-    if reason := missing():
-        _missing(reason)
+    if reason := what_is_absent():
+        missing(reason)
 
 
 @pytest.fixture

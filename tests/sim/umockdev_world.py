@@ -36,7 +36,7 @@ PRELOAD: Final = "libumockdev-preload.so.0"
 SOON: Final = 20.0
 
 
-def missing() -> str | None:
+def what_is_absent() -> str | None:
     """Return what these tests lack here, with the way to get it; None if nothing."""
     packages = "apt-get install umockdev gir1.2-umockdev-1.0 python3-gi libusb-1.0-0"
     if shutil.which("umockdev-wrapper") is None:

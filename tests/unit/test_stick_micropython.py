@@ -3,18 +3,15 @@
 from __future__ import annotations
 
 import json
-import os
-import shutil
 import subprocess
 from pathlib import Path
 from typing import Any
 
-import pytest
 from tests.unit import stick_portable
+from tests.unit.repl_board import VM, needs_vm
 
 ROOT = Path(__file__).parents[2]
 HERE = Path(__file__).parent
-VM = ROOT / ".venv/node/node_modules/@micropython/micropython-webassembly-pyscript"
 MODULES = {
     **{f"/edgeseal/stick/{p.name}": p for p in (ROOT / "agent/edgeseal/stick").glob("*.py")},
     **{f"/qrng/{p.name}": p for p in (ROOT / "firmware/qrng_stick/qrng").glob("*.py")},
@@ -24,14 +21,6 @@ CASES: dict[str, Any] = {
     p.stem: json.loads(p.read_text("utf-8")) for p in STICK.glob("*.json") if p.stem.startswith(("frame-", "broken-"))
 }
 REQUESTS = json.loads((STICK / "requests.json").read_text("utf-8"))
-
-
-def _needs_vm() -> None:
-    missing = "node" if not shutil.which("node") else "" if VM.is_dir() else f"{VM.name} (run ./dev test once)"
-    if missing and os.environ.get("CI"):
-        pytest.fail(f"needs {missing}; CI must have it")
-    if missing:
-        pytest.skip(f"needs {missing}")
 
 
 def _run(tmp_path: Path, program: str, modules: dict[str, Path]) -> subprocess.CompletedProcess[str]:
@@ -57,7 +46,7 @@ for line in lines(json.load(open("/cases.json")), json.load(open("/requests.json
 
 
 def test_both_pythons_give_the_same_answers(tmp_path: Path) -> None:
-    _needs_vm()
+    needs_vm()
     here = list(stick_portable.lines(CASES, REQUESTS))
     done = _comparison(tmp_path, MODULES)
     assert done.returncode == 0, done.stderr[-2000:]
@@ -70,7 +59,7 @@ def test_both_pythons_give_the_same_answers(tmp_path: Path) -> None:
 
 def test_the_comparison_notices_a_module_that_differs(tmp_path: Path) -> None:
     """Negative control: one constant of one module changed on MicroPython's side only."""
-    _needs_vm()
+    needs_vm()
     changed = tmp_path / "health.py"
     source = MODULES["/edgeseal/stick/health.py"].read_text("utf-8")
     assert "_SIGMA_TOLERANCE = 0.2 " in source
@@ -82,6 +71,6 @@ def test_the_comparison_notices_a_module_that_differs(tmp_path: Path) -> None:
 
 def test_a_machine_without_viper_gets_the_plain_loops(tmp_path: Path) -> None:
     """The WebAssembly build has no native emitter: importing loops_viper there is a SyntaxError."""
-    _needs_vm()
+    needs_vm()
     done = _run(tmp_path, "from qrng import loops, loops_plain\nprint(loops.scan is loops_plain.scan)", MODULES)
     assert done.stdout.strip() == "True", done.stderr[-2000:]
