@@ -119,7 +119,7 @@ class _Extras:
         try:
             engine_settings.parse(self.requirements)
         except (FormatError, IncompatibleError) as e:
-            raise UsageError(e.message, hint="see --threads, --prepacking and --provider") from e
+            raise UsageError(e.message, hint="see --threads, --prepacking, --spinning and --provider") from e
         for name in ("requirements", "provenance", "tests"):
             try:
                 cbor.encode(getattr(self, name))

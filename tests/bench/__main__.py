@@ -15,7 +15,19 @@ import sys
 import time
 from typing import Final
 
-SECTIONS: Final = ("install", "session", "poll", "agent", "delta", "assess", "swap", "shadow", "entropy", "line")
+SECTIONS: Final = (
+    "install",
+    "session",
+    "poll",
+    "agent",
+    "delta",
+    "assess",
+    "swap",
+    "shadow",
+    "spin",
+    "entropy",
+    "line",
+)
 
 
 def main() -> None:

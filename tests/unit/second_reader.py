@@ -165,10 +165,11 @@ def read_manifest(data: bytes) -> Manifest:
 def check_engine(asked: Any) -> None:
     """§7."""
     require(type(asked) is dict, "engine is no map")
-    if set(asked) - {"threads", "prepack", "providers"}:
+    if set(asked) - {"threads", "prepack", "spin", "providers"}:
         raise Incompatible("setting")
     require(is_uint(asked.get("threads", 1), 1, 64), "threads")
     require(type(asked.get("prepack", True)) is bool, "prepack")
+    require(type(asked.get("spin", True)) is bool, "spin")
     providers = asked.get("providers", ["cpu"])
     require(type(providers) is list and 1 <= len(providers) <= 8, "providers")
     require(all(type(p) is str and PROVIDER.fullmatch(p) for p in providers), "provider")

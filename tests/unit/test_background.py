@@ -17,6 +17,7 @@ if TYPE_CHECKING:
     from collections.abc import Iterator
 
 AUTOGROUP = Path("/proc/self/autogroup")
+MINE = frozenset(os.sched_getaffinity(0))
 CHILD = """
 import os, sys, threading
 from edgeseal.runtime import background
@@ -52,6 +53,10 @@ class Child:
         threads = [int(task.name) for task in Path(f"/proc/{self.process.pid}/task").iterdir()]
         assert len(threads) == 2
         return {os.getpriority(os.PRIO_PROCESS, thread) for thread in threads}
+
+    def cores(self) -> set[frozenset[int]]:
+        threads = [int(task.name) for task in Path(f"/proc/{self.process.pid}/task").iterdir()]
+        return {frozenset(os.sched_getaffinity(thread)) for thread in threads}
 
     def group(self) -> int:
         return background._group(self.process.pid)
@@ -110,6 +115,48 @@ def test_its_group_gives_way_and_comes_back(child: Child, monkeypatch: pytest.Mo
     child.say()
     child.hear("back")
     assert child.group() == before
+
+
+@pytest.mark.skipif(len(MINE) < 2, reason="needs two cores")
+def test_it_has_one_core_with_all_its_threads_and_comes_back_to_all(
+    child: Child, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    background.give_way_for_now(child.process.pid)
+    assert child.cores() == {frozenset({max(MINE)})}
+    child.say()
+    child.hear("back")
+    assert child.cores() == {MINE}
+    # Negative control: a worker that keeps its cores is seen.
+    monkeypatch.setattr(background, "_set_cores", lambda *_: None)
+    background.give_way_for_now(child.process.pid)
+    assert child.cores() == {MINE}
+
+
+@pytest.mark.skipif(len(MINE) < 2, reason="needs two cores")
+def test_the_one_that_serves_has_the_other_cores_meanwhile(child: Child) -> None:
+    background.keep_apart(child.process.pid)
+    assert child.cores() == {MINE - {max(MINE)}}
+    background.keep_no_longer_apart(child.process.pid)
+    assert child.cores() == {MINE}
+
+
+def test_there_is_no_apart_on_one_core(child: Child, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(os, "sched_getaffinity", lambda _: {0})
+    taken: list[object] = []
+    monkeypatch.setattr(os, "sched_setaffinity", lambda _, cores: taken.append(cores))
+    background.keep_apart(child.process.pid)
+    assert taken == [{0}, {0}]
+
+
+def test_who_leaves_gives_way_to_the_end() -> None:
+    code = """
+import os
+from edgeseal.runtime import background
+background.leave()
+print(os.getpriority(os.PRIO_PROCESS, 0), *os.sched_getaffinity(0))
+"""
+    said = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout
+    assert said.split() == [str(min(19, _mine() + background.LOADING)), str(max(MINE))]
 
 
 def test_a_kernel_that_takes_no_change_now_is_asked_again(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -36,7 +36,7 @@ if TYPE_CHECKING:
     from pathlib import Path
 
 pytestmark = pytest.mark.unit
-FULL = {"threads": 3, "prepack": True, "providers": ["xnnpack", "cpu"]}
+FULL = {"threads": 3, "prepack": True, "spin": True, "providers": ["xnnpack", "cpu"]}
 
 
 # Parsing --------------------------------------------------------------------------------------------------------------
@@ -47,7 +47,9 @@ def test_nothing_is_asked() -> None:
 
 
 def test_everything_is_asked() -> None:
-    assert parse({"engine": FULL, "format": "onnx"}) == EngineSettings(3, prepack=True, providers=("xnnpack", "cpu"))
+    assert parse({"engine": FULL, "format": "onnx"}) == EngineSettings(
+        3, prepack=True, spin=True, providers=("xnnpack", "cpu")
+    )
 
 
 @pytest.mark.parametrize(
@@ -66,6 +68,8 @@ def test_everything_is_asked() -> None:
         ({"threads": None}, "threads is null"),
         ({"prepack": 1}, "prepack"),
         ({"prepack": None}, "prepack is null"),
+        ({"spin": 0}, "spin"),
+        ({"spin": None}, "spin is null"),
         ({"providers": []}, "providers"),
         ({"providers": "cpu"}, "providers"),
         ({"providers": ["cpu"] * 2}, "named twice"),
@@ -83,7 +87,9 @@ def test_values_out_of_bounds_are_refused(value: object, reason: str) -> None:
 
 
 def test_a_setting_of_a_later_version_is_incompatible() -> None:
-    with pytest.raises(IncompatibleError, match="engine has 'graph'; this version knows threads, prepack, providers"):
+    with pytest.raises(
+        IncompatibleError, match="engine has 'graph'; this version knows threads, prepack, spin, providers"
+    ):
         parse({"engine": {"graph": 1, "threads": 0}})
 
 
@@ -92,12 +98,13 @@ _ANY = st.recursive(
     lambda inner: st.lists(inner, max_size=3) | st.dictionaries(st.text(max_size=3), inner, max_size=3),
     max_leaves=6,
 )
-_KEYS = st.sampled_from(["threads", "prepack", "providers"]) | st.text(max_size=3)
+_KEYS = st.sampled_from(["threads", "prepack", "spin", "providers"]) | st.text(max_size=3)
 _GOOD = st.fixed_dictionaries(
     {},
     optional={
         "threads": st.integers(1, 64),
         "prepack": st.booleans(),
+        "spin": st.booleans(),
         "providers": st.lists(st.from_regex(r"\A[a-z][a-z0-9-]{0,31}\Z"), min_size=1, max_size=8, unique=True),
     },
 )
@@ -189,7 +196,7 @@ def test_never_more_threads_than_asked_allowed_or_there(
     monkeypatch: pytest.MonkeyPatch, asked: int | None, limit: int, cores: int, taken: int
 ) -> None:
     monkeypatch.setattr(os, "sched_getaffinity", lambda _: range(cores))
-    assert EngineSettings(asked).threads_here(limit) == taken
+    assert EngineSettings(asked).threads_here(engine_settings.most_threads(limit)) == taken
 
 
 def test_the_first_provider_that_is_there_is_taken() -> None:
@@ -213,6 +220,7 @@ class _Session:
         assert switches == {"enable_fallback": 0, "read_config_from_model": 0}
         self.options, self.providers = options, providers
         self.entry = options.get_session_config_entry("session.disable_prepacking")
+        self.spins = options.get_session_config_entry("session.intra_op.allow_spinning")
 
     def get_providers(self) -> list[str]:
         return self.providers
@@ -240,13 +248,13 @@ def release(tmp_path: Path) -> Path:
 def test_what_onnxruntime_is_opened_with_by_default(release: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     session = _opened(release, monkeypatch, {})
     assert (session.options.intra_op_num_threads, session.options.inter_op_num_threads) == (8, 1)
-    assert (session.entry, session.providers) == ("1", ["CPUExecutionProvider"])
+    assert (session.entry, session.spins, session.providers) == ("1", "0", ["CPUExecutionProvider"])
 
 
 def test_what_onnxruntime_is_opened_with_as_asked(release: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    session = _opened(release, monkeypatch, {"threads": 3, "prepack": True, "providers": ["cuda", "cpu"]}, limit=2)
+    session = _opened(release, monkeypatch, {**FULL, "providers": ["cuda", "cpu"]}, limit=2)
     assert session.options.intra_op_num_threads == 2
-    assert (session.entry, session.providers) == ("0", ["CPUExecutionProvider"])
+    assert (session.entry, session.spins, session.providers) == ("0", "1", ["CPUExecutionProvider"])
 
 
 def test_onnxruntime_answers_with_prepacking(release: Path) -> None:

@@ -84,6 +84,7 @@ def test_a_tflite_model_recorded_built_and_shown(model: Path, keys: tuple[str, o
         ((), None),
         (("--threads", 64), {"threads": 64}),
         (("--prepacking",), {"prepack": True}),
+        (("--no-spinning",), {"spin": False}),
         (("--provider", "xnnpack"), {"providers": ["xnnpack"]}),
     ],
 )
@@ -206,7 +207,7 @@ def _asking(fleet: Fleet, release: int, asked: object) -> None:
 @pytest.mark.parametrize(
     ("asked", "reason"),
     [
-        ({"graph": "basic"}, "engine has 'graph'; this version knows threads, prepack, providers"),
+        ({"graph": "basic"}, "engine has 'graph'; this version knows threads, prepack, spin, providers"),
         ({"threads": 1000}, "requirements: engine: Expected `int` <= 64"),
         ({"providers": ["/tmp/libevil.so"]}, "requirements: engine: Expected `str` matching"),
     ],

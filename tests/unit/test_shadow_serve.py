@@ -200,7 +200,7 @@ def test_a_server_that_holds_one_release_at_a_time(models: ModelRepository, stat
 def test_a_core_is_left_to_whoever_serves(
     monkeypatch: pytest.MonkeyPatch, cores: int | None, threads: int, given: int
 ) -> None:
-    monkeypatch.setattr(os, "cpu_count", lambda: cores)
+    monkeypatch.setattr(os, "sched_getaffinity", lambda _: range(cores))
     assert supervisor._resources(supervisor.Settings(Bounds(), threads=threads)).threads == given
 
 

@@ -290,7 +290,7 @@ def good() -> Iterator[tuple[str, str, Bundle]]:
             provenance={"commit": "c0ffee", "numbers": [-1, 2**64 - 1, 1.5, 1e300, True, None, b"\x00"]},
         )
         yield f"everything-suite-{suite}", "requirements, hints, provenance, acceptance vectors", full
-    asked = {"threads": 64, "prepack": False, "providers": ["z" + "-9" * 15 + "x", "xnnpack", "cpu"]}
+    asked = {"threads": 64, "prepack": False, "spin": True, "providers": ["z" + "-9" * 15 + "x", "xnnpack", "cpu"]}
     yield "engine-everything", "all that a release can ask of its engine", Bundle(requirements={"engine": asked})
     yield "engine-nothing", "an empty map: nothing is asked", Bundle(requirements={"engine": {}})
     unknown = {"engines": {"threads": 0}, "runtime": {"graph": 1}}
@@ -410,6 +410,8 @@ def bad_requirements() -> Iterator[tuple[str, str, str, Bundle]]:
         "threads-null": ("null for threads", {"threads": None}),
         "prepack-1": ("1 for true", {"prepack": 1}),
         "prepack-null": ("null for prepack", {"prepack": None}),
+        "spin-0": ("0 for false", {"spin": 0}),
+        "spin-null": ("null for spin", {"spin": None}),
         "providers-empty": ("no provider", {"providers": []}),
         "providers-9": ("nine providers", {"providers": [f"p{i}" for i in range(9)]}),
         "providers-text": ("a provider without its array", {"providers": "cpu"}),

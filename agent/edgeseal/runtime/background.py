@@ -2,6 +2,10 @@
 
 Nice values hold within a group of processes only, and each session is such a group on kernels with autogrouping
 (sched(7)): the group gets the same value. Never idle priority, which starves where something else never sleeps.
+
+A low priority alone still makes callers wait: a thread that wakes beside a process that has just been given a slice of
+time waits for the end of it, 2 to 4 ms (EEVDF, 250 ticks a second), which is several short answers. So a process that
+loads has one core, and the one that serves keeps to the others meanwhile where its answers are as short as that.
 """
 
 from __future__ import annotations
@@ -11,8 +15,13 @@ import os
 import resource
 import time
 from pathlib import Path
-from typing import Final
+from typing import TYPE_CHECKING, Final
 
+if TYPE_CHECKING:
+    from collections.abc import Set as AbstractSet
+
+# Of a process that loads: no engine calls numpy's linear algebra, whose threads would spin for 0.1 s when imported.
+ENVIRONMENT: Final = {"OPENBLAS_NUM_THREADS": "1"}
 LOADING: Final = 10  # below whoever serves: a tenth of its share where both are busy
 _LEAST: Final = 19  # nice(2)
 _CAP_SYS_NICE: Final = 23  # include/uapi/linux/capability.h
@@ -28,29 +37,64 @@ def give_way(pid: int, nice: int) -> None:
 
 
 def give_way_for_now(pid: int) -> None:
-    """Lower a child that has just been started until it calls `come_back`.
+    """Lower a child that has just been started, and keep it to one core, until it calls `come_back`.
 
     Coming back from a nice value needs a permission (CAP_SYS_NICE, or RLIMIT_NICE as edgeseal-serve.service sets it):
     without it only the group gives way, for a worker that could not come back would serve slowly ever after.
     """
-    if _may_return(os.getpriority(os.PRIO_PROCESS, 0)):
-        give_way(pid, LOADING)
-    else:
-        _set_group(pid, min(_LEAST, _group(os.getpid()) + LOADING))
+    nice = os.getpriority(os.PRIO_PROCESS, 0)
+    if _may_return(nice):
+        _set_threads(pid, min(_LEAST, nice + LOADING))
+    _set_group(pid, min(_LEAST, _group(os.getpid()) + LOADING))
+    _set_cores(pid, _loading(os.sched_getaffinity(0)))
 
 
 def come_back() -> None:
-    """Give all threads of this process the priority of the one that started it."""
+    """Give all threads of this process the priority and the cores of the one that started it."""
     with contextlib.suppress(OSError):  # it has ended: so will this one
         parent = os.getppid()
         _set_threads(os.getpid(), os.getpriority(os.PRIO_PROCESS, parent))
         _set_group(os.getpid(), _group(parent))
+        _set_cores(os.getpid(), os.sched_getaffinity(parent))
+
+
+def leave() -> None:
+    """Give way for the rest of this process' life: taking its memory apart is work, too."""
+    with contextlib.suppress(OSError):  # as above
+        _set_cores(os.getpid(), _loading(os.sched_getaffinity(os.getppid())))
+    give_way(os.getpid(), LOADING)
+
+
+def keep_apart(pid: int) -> None:
+    """Keep a child off the core of the one that loads, if there is another."""
+    ours = os.sched_getaffinity(0)
+    _set_cores(pid, ours - _loading(ours) or ours)
+
+
+def keep_no_longer_apart(pid: int) -> None:
+    """Let a child use all cores that we may use."""
+    _set_cores(pid, os.sched_getaffinity(0))
+
+
+def _loading(cores: set[int]) -> set[int]:
+    """Return the core for processes that load or leave: the last, for interrupts go to the first on most boards."""
+    return {max(cores)}
 
 
 def _set_threads(pid: int, nice: int) -> None:
     with contextlib.suppress(OSError):  # the process has ended, or the kernel knows better
-        for thread in Path(f"/proc/{pid}/task").iterdir():
-            os.setpriority(os.PRIO_PROCESS, int(thread.name), nice)
+        for thread in _threads(pid):
+            os.setpriority(os.PRIO_PROCESS, thread, nice)
+
+
+def _set_cores(pid: int, cores: AbstractSet[int]) -> None:
+    with contextlib.suppress(OSError):  # as above
+        for thread in _threads(pid):
+            os.sched_setaffinity(thread, cores)
+
+
+def _threads(pid: int) -> list[int]:
+    return [int(thread.name) for thread in Path(f"/proc/{pid}/task").iterdir()]
 
 
 def _group(pid: int) -> int:

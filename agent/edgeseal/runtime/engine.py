@@ -113,13 +113,13 @@ def prepare(directory: Path) -> None:
 
 
 def load(directory: Path, *, threads: int = 0) -> Engine:
-    """Open the model of a release as its settings say; `threads` is the device's limit (0: one for each core).
+    """Open the model of a release as its settings say; `threads` are the most (0: one for each core).
 
     Raises FormatError if the engine refuses the file, MemoryError, IncompatibleError, ImportError naming the extra.
     """
     check_confined(directory)
     path, settings = model_file(directory), engine_settings.read(directory)
-    count = settings.threads_here(threads)
+    count = settings.threads_here(threads or engine_settings.most_threads())
     if path.suffix == TFLITE:
         from edgeseal.runtime.engine_litert import LiteRtEngine
 

@@ -1,6 +1,6 @@
 """How a release asks to be run: the map `engine` of its manifest's requirements (docs/spec/bundle.md §7).
 
-    {"threads": 1 to 64, "prepack": bool, "providers": [name, …]}
+    {"threads": 1 to 64, "prepack": bool, "spin": bool, "providers": [name, …]}
 
 Whoever unpacks a release leaves the map beside its files, so that the gate and what serves later open the model the
 same way. A device may use less than it says (its cores, its owner's limit), never more.
@@ -37,17 +37,18 @@ class EngineSettings(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     """What a release asks for. What it does not is None or empty and the engine's choice.
 
     `threads`: of one inference, else as many as the device has cores. `prepack`: let the engine keep a second copy of
-    the weights in the order its kernels like. `providers`: what may compute, most wanted first.
+    the weights in the order its kernels like. `spin`: let threads wait for their next piece of work without sleeping.
+    `providers`: what may compute, most wanted first.
     """
 
     threads: Annotated[int, msgspec.Meta(ge=1, le=MAX_THREADS)] | None = None
     prepack: bool | None = None
+    spin: bool | None = None
     providers: Annotated[tuple[_Provider, ...], msgspec.Meta(min_length=1, max_length=MAX_PROVIDERS)] = ()
 
-    def threads_here(self, limit: int = 0) -> int:
-        """Return the threads of one inference on this device; `limit` is its owner's (0: none)."""
-        cores = cores_here()
-        return max(1, min(self.threads or cores, limit or cores, cores))
+    def threads_here(self, most: int) -> int:
+        """Return the threads of one inference where `most` are allowed."""
+        return min(self.threads or most, most)
 
     def provider_here(self, available: Sequence[str]) -> str:
         """Return the first wanted provider that is in `available`, else the first of those.
@@ -61,6 +62,15 @@ class EngineSettings(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
             f"the release wants to be computed by {' or '.join(self.providers)}; here is {', '.join(available)}",
             hint="install an engine that has it, or build the release with --provider cpu as well",
         )
+
+
+def most_threads(limit: int = 0) -> int:
+    """Return the most threads of one inference on this device; `limit` is its owner's (0: none).
+
+    For who starts a process that loads: the process itself may be kept to fewer cores for a while (background).
+    """
+    cores = cores_here()
+    return min(limit or cores, cores)
 
 
 def cores_here() -> int:

@@ -16,7 +16,9 @@ from typing import TYPE_CHECKING, Any, Final
 from edgeseal import cbor
 from edgeseal.errors import IncompatibleError, TemporaryError
 from edgeseal.runtime import child
+from edgeseal.runtime.background import ENVIRONMENT
 from edgeseal.runtime.contract import ProbeError
+from edgeseal.runtime.engine_settings import most_threads
 
 if TYPE_CHECKING:
     from edgeseal.runtime.contract import Candidate
@@ -45,7 +47,7 @@ def probe(candidate: Candidate, limits: Limits) -> dict[str, Any]:
         "directory": str(candidate.directory),
         "requirements": dict(candidate.requirements),
         "tests": candidate.tests,
-        "threads": limits.threads,
+        "threads": most_threads(limits.threads),
     }
     what = f"{candidate.model} release {candidate.release}"
     try:
@@ -56,7 +58,7 @@ def probe(candidate: Candidate, limits: Limits) -> dict[str, Any]:
             ],
             stdin=cbor.encode(question),
             seconds=limits.seconds,
-            environment={"PATH": os.defpath, "LANG": "C.UTF-8"},
+            environment={"PATH": os.defpath, "LANG": "C.UTF-8"} | ENVIRONMENT,
         )
     except OSError as e:
         raise TemporaryError(f"the probe of {what} could not be started: {e.strerror}") from e

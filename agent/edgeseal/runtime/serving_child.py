@@ -6,6 +6,7 @@ The other end of the control socket is `worker`, which says what the messages ar
 from __future__ import annotations
 
 import json
+import os
 import signal
 import socket
 import subprocess
@@ -13,6 +14,8 @@ import sys
 import time
 from dataclasses import asdict, dataclass, field
 from typing import TYPE_CHECKING, Any, Final
+
+from edgeseal.runtime.background import ENVIRONMENT, give_way_for_now
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -61,8 +64,12 @@ def start(
     failed: Mapping[str, str],
     threads: int,
     bounds: Bounds,
+    background: bool,
 ) -> Child:
-    """Start a worker that loads `releases` of the repository at `root`; `failed` says why others are not served."""
+    """Start a worker that loads `releases` of the repository at `root`; `failed` says why others are not served.
+
+    `background`: another one serves, so this one gives way until it is told to accept.
+    """
     ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
     descriptor = listener.fileno()
     process = subprocess.Popen(
@@ -70,7 +77,10 @@ def start(
         stdin=theirs.fileno(),
         pass_fds=[descriptor],
         start_new_session=True,
+        env=os.environ | ENVIRONMENT,
     )
+    if background:
+        give_way_for_now(process.pid)
     theirs.close()
     child = Child(process, ours, releases)
     child.say(

@@ -22,7 +22,7 @@ from typing import TYPE_CHECKING, Any, Final
 import msgspec
 
 from edgeseal.errors import FormatError
-from edgeseal.runtime.background import give_way
+from edgeseal.runtime.background import ENVIRONMENT, give_way
 from edgeseal.runtime.follow import Release, stamp
 from edgeseal.runtime.repository import memory_available
 from edgeseal.runtime.serve_status import ShadowState, ShadowStatus
@@ -200,7 +200,9 @@ class Keeper:
         words = [sys.executable, "-m", "edgeseal.runtime.shadow_worker"]
         try:
             with theirs:
-                popen = subprocess.Popen(words, stdin=theirs.fileno(), start_new_session=True)
+                popen = subprocess.Popen(
+                    words, stdin=theirs.fileno(), start_new_session=True, env=os.environ | ENVIRONMENT
+                )
         except OSError as e:
             ours.close()
             self._stop(session, "skipped", f"its process cannot be started: {e.strerror}")

@@ -33,12 +33,12 @@ import socket
 import sys
 import time
 from pathlib import Path
-from typing import Any, Final
+from typing import Any, Final, NoReturn
 
 import msgspec
 
 from edgeseal.runtime.app import Server
-from edgeseal.runtime.background import come_back
+from edgeseal.runtime.background import come_back, leave
 from edgeseal.runtime.bounds import Bounds
 from edgeseal.runtime.counters import tallies
 from edgeseal.runtime.models import Models
@@ -215,18 +215,20 @@ class Worker:
             self._control.send(json.dumps(message).encode())
 
 
-def main() -> int:
+def main() -> NoReturn:
     """Do what the supervisor says on the socket that is standard input."""
     parent = os.getppid()
     ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGTERM, 0, 0, 0)
     if os.getppid() != parent:
-        return 1
+        sys.exit(1)
     logging.basicConfig(level=logging.INFO, format="%(asctime)s %(levelname)s %(name)s %(message)s", stream=sys.stderr)
     control = socket.socket(fileno=os.dup(0))
     order = json.loads(control.recv(MAX_MESSAGE))
     asyncio.run(Worker(control, order).run())
-    return 0
+    leave()
+    logging.shutdown()
+    os._exit(0)  # the kernel takes all memory at once; freeing it object by object would be time of those who serve
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    main()

@@ -77,6 +77,12 @@ def group() -> None:
     help="Whether the engine keeps a second copy of the weights in its own order: faster, more memory.",
 )
 @click.option(
+    "--spinning/--no-spinning",
+    "spin",
+    default=None,
+    help="Whether threads of an inference wait without sleeping: quicker answers, cores busy between them, too.",
+)
+@click.option(
     "--provider",
     "providers",
     multiple=True,
@@ -101,6 +107,7 @@ def build(  # noqa: PLR0913, PLR0917 - one option for each thing a release has
     acceptance: Path | None,
     threads: int | None,
     prepack: bool | None,  # noqa: FBT001 - click passes options by name
+    spin: bool | None,  # noqa: FBT001 - as above
     providers: tuple[str, ...],
     provenance: tuple[str, ...],
     passphrase_file: Path | None,
@@ -118,7 +125,7 @@ def build(  # noqa: PLR0913, PLR0917 - one option for each thing a release has
             requirements[name] = list(values)
     if min_agent:
         requirements["min_agent"] = min_agent
-    asked = {"threads": threads, "prepack": prepack, "providers": list(providers) or None}
+    asked = {"threads": threads, "prepack": prepack, "spin": spin, "providers": list(providers) or None}
     if settings := {name: value for name, value in asked.items() if value is not None}:
         requirements["engine"] = settings
     total = sum(s.size for s in collect(paths))
