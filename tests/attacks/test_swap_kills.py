@@ -139,6 +139,7 @@ def swap(_world: Swap) -> Swap:
     _world.world.configure(probe=False)
     _world.world.load.mark = lambda _: bad_models.VECTOR_MARK
     _world.world.load.wait_for(lambda a: a.right, 1, "it serves")
+    until(lambda: len(_world.serve.workers()) == 1, "whoever served before has left")
     return _world
 
 
@@ -160,10 +161,15 @@ def is_running(pid: int) -> bool:
         return False
 
 
-def stopped_child(pid: int, command: str) -> int:
+def stopped_child(agent: subprocess.Popen[bytes], command: str) -> int:
     """Wait for a child that runs `command`, and stop it as soon as it is there."""
-    until(lambda: a_child(pid, command), f"{command} runs")
-    child = a_child(pid, command)
+
+    def there() -> int | None:
+        assert agent.poll() is None, f"the agent has ended: {agent.communicate()[0].decode()}"
+        return a_child(agent.pid, command)
+
+    until(there, f"{command} runs")
+    child = a_child(agent.pid, command)
     assert child is not None
     os.kill(child, signal.SIGSTOP)
     return child
@@ -186,7 +192,7 @@ def test_the_agent_is_killed_while_it_probes(swap: Swap) -> None:
     before, start = swap.installed(), len(swap.world.load.answers)
     release = swap.publish()
     with swap.agent() as agent:
-        prober = stopped_child(agent.pid, "edgeseal.runtime.probe_worker")
+        prober = stopped_child(agent, "edgeseal.runtime.probe_worker")
         assert swap.step() == "probing"
         agent.kill()
         agent.wait()
@@ -274,7 +280,7 @@ def test_the_old_worker_is_killed_while_the_agent_probes(swap: Swap) -> None:
     start = len(swap.world.load.answers)
     release = swap.publish()
     with swap.agent() as agent:
-        prober = stopped_child(agent.pid, "edgeseal.runtime.probe_worker")
+        prober = stopped_child(agent, "edgeseal.runtime.probe_worker")
         os.kill(int(swap.serve.workers()[0]), signal.SIGKILL)
         swap.world.load.wait_for(lambda a: a.right and a.release != release, 3, "another worker answers")
         os.kill(prober, signal.SIGCONT)
@@ -354,7 +360,7 @@ def test_the_supervisor_is_away_when_the_agent_would_switch(swap: Swap) -> None:
     release = swap.publish(bad_models.refuses_above(8))
     swap.world.load.mark = lambda _: 8.0
     with swap.agent() as agent:
-        prober = stopped_child(agent.pid, "edgeseal.runtime.probe_worker")
+        prober = stopped_child(agent, "edgeseal.runtime.probe_worker")
         swap.serve.kill()
         os.kill(prober, signal.SIGCONT)
         until(lambda: a_child(agent.pid, "edgeseal.runtime.probe_worker") is None, "the probe has ended")

@@ -22,6 +22,7 @@ SECTIONS: Final = (
     "agent",
     "delta",
     "assess",
+    "gate",
     "swap",
     "shadow",
     "spin",

@@ -8,7 +8,7 @@ from __future__ import annotations
 import time
 from typing import TYPE_CHECKING, Final
 
-from tests.bench.swap import WARM_SECONDS, Span, _finish, _p99, _start
+from tests.bench.swap import WARM_SECONDS, Span, finish_load, p99, start_load
 from tests.bench.swap_load import MODEL
 from tests.unit import runtime_world as world
 from tests.unit.onnx_models import endless
@@ -49,7 +49,7 @@ def _measure(writer: Callable[[Path], object], part: float, turns: int) -> dict[
         writer(models.stage(MODEL, 2) / "model.onnx")
         models.publish(MODEL, 2)
         with world.serving(models, "--status-file", str(status_file)) as server:
-            load = _start(server.address)
+            load = start_load(server.address)
             time.sleep(WARM_SECONDS)
             quiet, during, copied, compared = list[Span](), list[Span](), 0, 0
             for _ in range(turns):
@@ -57,8 +57,8 @@ def _measure(writer: Callable[[Path], object], part: float, turns: int) -> dict[
                 span, counts = _with_shadow(models, status_file, part)
                 during.append(span)
                 copied, compared = copied + counts[0], compared + counts[1]
-            answers = _finish(load)
-    before, meanwhile = _p99(answers, quiet), _p99(answers, during)
+            answers = finish_load(load)
+    before, meanwhile = p99(answers, quiet), p99(answers, during)
     return {
         "failed": sum(bool(wrong) for _, _, wrong in answers),
         "p99_quiet_ms": before,

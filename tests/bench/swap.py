@@ -37,7 +37,7 @@ def measure(swaps: int = SWAPS) -> dict[str, object]:
         status_file = models.root.parent / "status.json"
         _publish(models, 1)
         with world.serving(models, "--status-file", str(status_file)) as server:
-            load = _start(server.address)
+            load = start_load(server.address)
             time.sleep(WARM_SECONDS)
             quiet, during, memory = list[Span](), list[Span](), list[dict[str, float]]()
             for release in range(2, 2 + swaps):
@@ -45,14 +45,14 @@ def measure(swaps: int = SWAPS) -> dict[str, object]:
                 time.sleep(QUIET_SECONDS)
                 during.append(_swap(models, server, status_file, release))
                 memory.append(_memory(server))
-            answers = _finish(load)
+            answers = finish_load(load)
     return _figures(answers, quiet, during, memory)
 
 
 def _figures(
     answers: list[Answer], quiet: list[Span], during: list[Span], memory: list[dict[str, float]]
 ) -> dict[str, object]:
-    before, meanwhile = _p99(answers, quiet), _p99(answers, during)
+    before, meanwhile = p99(answers, quiet), p99(answers, during)
     seconds = answers[-1][0] - answers[0][0]
     return {
         "swaps": len(during),
@@ -71,7 +71,7 @@ def _figures(
     }
 
 
-def _p99(answers: list[Answer], spans: list[Span]) -> float:
+def p99(answers: list[Answer], spans: list[Span]) -> float:
     """Milliseconds, of the requests that were due within the spans."""
     found = sorted(s for due, s, _ in answers if any(start <= due < end for start, end in spans))
     return round(1000 * found[int(0.99 * len(found))], 2)
@@ -108,11 +108,13 @@ def _memory(server: world.Serve) -> dict[str, float]:
     return total
 
 
-def _start(address: str) -> subprocess.Popen[str]:
+def start_load(address: str) -> subprocess.Popen[str]:
+    """Begin to ask a server, from a process of its own."""
     words = [sys.executable, "-m", "tests.bench.swap_load", address, str(RATE), str(CLIENTS)]
     return subprocess.Popen(words, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
 
 
-def _finish(load: subprocess.Popen[str]) -> list[Answer]:
+def finish_load(load: subprocess.Popen[str]) -> list[Answer]:
+    """Return what it got."""
     text, _ = load.communicate(timeout=60)
     return [tuple(json.loads(line)) for line in text.splitlines()]

@@ -204,3 +204,18 @@ def test_memory_beyond_the_budget_is_refused(tmp_path: Path) -> None:
     candidate = Candidate("m", 1, model.parent, None, tests=vectors)
     with pytest.raises(ProbeError, match=r"MiB here; its acceptance vectors allow 4"):
         probe(candidate, Limits(seconds=60, memory_mb=1024))
+
+
+def test_it_comes_back_before_it_is_timed(model: Path, samples: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A gate that gives way meanwhile would refuse good releases on a busy device."""
+    order: list[str] = []
+    timed = probe_worker._timed
+
+    def noted(*words: Any) -> Any:
+        order.append("timed")
+        return timed(*words)
+
+    monkeypatch.setattr(probe_worker, "_timed", noted)
+    probe_worker.examine(model.parent, {}, record(model, samples), loaded=lambda: order.append("back"))
+    assert order[0] == "back"
+    assert "timed" in order

@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING
 import pytest
 
 from edgeseal.runtime import background
+from edgeseal.runtime import child as child_process
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -157,6 +158,35 @@ print(os.getpriority(os.PRIO_PROCESS, 0), *os.sched_getaffinity(0))
 """
     said = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout
     assert said.split() == [str(min(19, _mine() + background.LOADING)), str(max(MINE))]
+
+
+GATE = """
+import os, sys
+from edgeseal.runtime import background, confine
+from pathlib import Path
+def now():
+    return [os.getpriority(os.PRIO_PROCESS, 0), background._group(os.getpid()), *sorted(os.sched_getaffinity(0))]
+while now()[0] != int(sys.argv[1]):
+    pass
+back = background.way_back()
+low = now()
+confine.files([Path("/tmp")])
+back()
+print(low, now())
+"""
+
+
+def test_the_gate_gives_way_and_comes_back_though_it_sees_no_other_process_any_more() -> None:
+    if not background._may_return(_mine()):
+        pytest.skip("needs CAP_SYS_NICE or RLIMIT_NICE")
+    low = min(19, _mine() + background.LOADING)
+    ended = child_process.run(
+        [sys.executable, "-c", GATE, str(low)], stdin=b"", seconds=60, environment=dict(os.environ), background=True
+    )
+    assert ended.code == 0, ended.stderr.decode()
+    group = background._group(os.getpid())
+    lowered = min(19, group + background.LOADING) if os.access(AUTOGROUP, os.W_OK) else 0
+    assert ended.stdout.decode().strip() == f"{[low, lowered, max(MINE)]} {[_mine(), group, *sorted(MINE)]}"
 
 
 def test_a_kernel_that_takes_no_change_now_is_asked_again(monkeypatch: pytest.MonkeyPatch) -> None:

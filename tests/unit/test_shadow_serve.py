@@ -195,10 +195,10 @@ def test_a_server_that_holds_one_release_at_a_time(models: ModelRepository, stat
 
 
 @pytest.mark.parametrize(
-    ("cores", "threads", "given"), [(4, 0, 3), (4, 4, 3), (4, 2, 2), (2, 0, 1), (1, 0, 1), (1, 1, 1), (None, 0, 1)]
+    ("cores", "threads", "given"), [(4, 0, 3), (4, 4, 3), (4, 2, 2), (2, 0, 1), (1, 0, 1), (1, 1, 1)]
 )
 def test_a_core_is_left_to_whoever_serves(
-    monkeypatch: pytest.MonkeyPatch, cores: int | None, threads: int, given: int
+    monkeypatch: pytest.MonkeyPatch, cores: int, threads: int, given: int
 ) -> None:
     monkeypatch.setattr(os, "sched_getaffinity", lambda _: range(cores))
     assert supervisor._resources(supervisor.Settings(Bounds(), threads=threads)).threads == given

@@ -18,6 +18,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Final
 
 if TYPE_CHECKING:
+    from collections.abc import Callable
     from collections.abc import Set as AbstractSet
 
 # Of a process that loads: no engine calls numpy's linear algebra, whose threads would spin for 0.1 s when imported.
@@ -51,11 +52,24 @@ def give_way_for_now(pid: int) -> None:
 
 def come_back() -> None:
     """Give all threads of this process the priority and the cores of the one that started it."""
-    with contextlib.suppress(OSError):  # it has ended: so will this one
+    way_back()()
+
+
+def way_back() -> Callable[[], None]:
+    """Return `come_back` for a process that will not be able to look at its parent any more."""
+    try:
         parent = os.getppid()
-        _set_threads(os.getpid(), os.getpriority(os.PRIO_PROCESS, parent))
-        _set_group(os.getpid(), _group(parent))
-        _set_cores(os.getpid(), os.sched_getaffinity(parent))
+        nice, group = os.getpriority(os.PRIO_PROCESS, parent), _group(parent)
+        cores = os.sched_getaffinity(parent)
+    except OSError:  # it has ended: so will this one
+        return lambda: None
+
+    def back() -> None:
+        _set_threads(os.getpid(), nice)
+        _set_group(os.getpid(), group)
+        _set_cores(os.getpid(), cores)
+
+    return back
 
 
 def leave() -> None:

@@ -15,6 +15,8 @@ import time
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, BinaryIO, Final
 
+from edgeseal.runtime.background import give_way_for_now
+
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
 
@@ -39,10 +41,12 @@ def run(
     seconds: float,
     environment: Mapping[str, str],
     kill_group: bool = True,
+    background: bool = False,
 ) -> Ended:
     """Run a program in `/` with nothing but `environment`, and wait for it.
 
-    `kill_group`: what it started ends with it, not only after a timeout. Raises OSError if it cannot be started.
+    `kill_group`: what it started ends with it, not only after a timeout. `background`: it gives way (background) until
+    it comes back by itself. Raises OSError if it cannot be started.
     """
     with _in_memory(stdin) as question:
         process = subprocess.Popen(
@@ -54,6 +58,8 @@ def run(
             cwd="/",
             start_new_session=True,
         )
+    if background:
+        give_way_for_now(process.pid)
     timed_out = True
     try:
         stdout, stderr, timed_out = _watch(process, time.monotonic() + seconds)

@@ -63,7 +63,7 @@ def limits(seconds: int, parent: int) -> None:
         sys.exit(1)
     libc.prctl(_PR_SET_NO_NEW_PRIVS, 1, 0, 0, 0)
     resource.setrlimit(resource.RLIMIT_CORE, (0, 0))  # a core file would hold the model
-    busy = seconds * max(_LEAST_CORES, len(os.sched_getaffinity(0)))
+    busy = seconds * max(_LEAST_CORES, os.cpu_count() or 1)
     resource.setrlimit(resource.RLIMIT_CPU, (busy, busy + 1))
     resource.setrlimit(resource.RLIMIT_FSIZE, (0, 0))
     resource.setrlimit(resource.RLIMIT_NOFILE, (128, 128))

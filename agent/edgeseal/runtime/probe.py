@@ -59,6 +59,7 @@ def probe(candidate: Candidate, limits: Limits) -> dict[str, Any]:
             stdin=cbor.encode(question),
             seconds=limits.seconds,
             environment={"PATH": os.defpath, "LANG": "C.UTF-8"} | ENVIRONMENT,
+            background=True,
         )
     except OSError as e:
         raise TemporaryError(f"the probe of {what} could not be started: {e.strerror}") from e

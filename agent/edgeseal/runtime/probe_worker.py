@@ -18,11 +18,11 @@ from typing import TYPE_CHECKING, Any, Final, cast
 
 from edgeseal import cbor
 from edgeseal.errors import EdgesealError, IncompatibleError, RefusedError
-from edgeseal.runtime import confine, engine, engine_settings, vectors
+from edgeseal.runtime import background, confine, engine, vectors
 from edgeseal.runtime.warm import zeros
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Callable, Sequence
 
     import numpy as np
     from numpy.typing import NDArray
@@ -38,13 +38,17 @@ def main(argv: Sequence[str]) -> int:
     """Answer one question."""
     seconds, memory_mb, parent = (int(word) for word in argv)
     confine.limits(seconds, parent)
+    back = background.way_back()  # from where the parent put us, for another release may serve
     offline = confine.network()
     question = cast("dict[str, Any]", cbor.decode(sys.stdin.buffer.read(MAX_QUESTION), max_length=MAX_QUESTION))
     directory = Path(question["directory"])
     try:
-        limit_memory(directory, memory_mb)
+        limit_memory(directory, memory_mb, question["threads"])
         confined = confine.files([directory])
-        found = examine(directory, question["requirements"], question["tests"], threads=question["threads"])
+        found = examine(
+            directory, question["requirements"], question["tests"], threads=question["threads"], loaded=back
+        )
+        background.leave()
     except EdgesealError as e:
         _say({"reason": e.message, "hint": e.hint})
         return e.exit_code
@@ -58,16 +62,25 @@ def main(argv: Sequence[str]) -> int:
     return 0
 
 
-def examine(directory: Path, requirements: dict[str, object], tests: object, *, threads: int = 0) -> dict[str, object]:
+def examine(
+    directory: Path,
+    requirements: dict[str, object],
+    tests: object,
+    *,
+    threads: int = 0,
+    loaded: Callable[[], None] = lambda: None,
+) -> dict[str, object]:
     """Load the model as edgeseal-serve will, hold it against what the release declares, and let it answer.
 
+    `loaded` is called before the runs that are timed.
     Raises RefusedError or IncompatibleError with the reason.
     """
     engine.prepare(directory)  # part of what was there before
     before = _start_of_peak()
     started = time.monotonic()
     model = engine.load(directory, threads=threads)
-    loaded = time.monotonic()
+    ended = time.monotonic()
+    loaded()
     _check_declared(model.inputs, requirements.get("inputs"), "input")
     _check_declared(model.outputs, requirements.get("outputs"), "output")
     cases = vectors.parse(tests)
@@ -78,8 +91,8 @@ def examine(directory: Path, requirements: dict[str, object], tests: object, *, 
     if cases and cases.memory_mb and grown > cases.memory_mb * _MIB:
         raise RefusedError(f"it takes {grown / _MIB:.0f} MiB here; its acceptance vectors allow {cases.memory_mb}")
     return {
-        "load_seconds": round(loaded - started, 4),
-        "run_seconds": round(time.monotonic() - loaded, 4),
+        "load_seconds": round(ended - started, 4),
+        "run_seconds": round(time.monotonic() - ended, 4),
         "cases": len(cases.cases) if cases else len(runs),
         "latency_ms": round(statistics.median(runs) * 1000, 3) if runs else None,
         "memory_mb": round(grown / _MIB, 1),
@@ -176,13 +189,16 @@ def _say(answer: dict[str, object]) -> None:
     sys.stdout.flush()
 
 
-def limit_memory(directory: Path, memory_mb: int) -> None:
-    """Bound what comes on top of interpreter, engine and the release's own files, which an engine may map or copy."""
+def limit_memory(directory: Path, memory_mb: int, threads: int) -> None:
+    """Bound what comes on top of interpreter, engine and the release's own files, which an engine may map or copy.
+
+    An inference has `threads` at most.
+    """
     engine.prepare(directory)  # counted before the limit, not against it
     size = sum(p.lstat().st_size for p in directory.rglob("*"))
     for limit, used, spare in (
         (resource.RLIMIT_DATA, "VmData", 0),
-        (resource.RLIMIT_AS, "VmSize", _ARENAS * max(2, engine_settings.cores_here())),
+        (resource.RLIMIT_AS, "VmSize", _ARENAS * max(2, threads)),
     ):
         room = _used(used) + size + spare + memory_mb * 2**20
         resource.setrlimit(limit, (room, room))

@@ -217,7 +217,7 @@ def main() -> int:
         say(control, {"failed": str(e)})
         return 1
     say(control, {"loaded": True})
-    limits = Limits(said["threads"] or os.cpu_count() or 1, said["seconds"], said["memory_mb"])
+    limits = Limits(said["threads"], said["seconds"], said["memory_mb"])
     ShadowWorker(control, order, loaded, limits).run()
     return 0
 
@@ -228,7 +228,7 @@ def _load(said: dict[str, Any]) -> Loaded:
     from edgeseal.runtime.probe_worker import limit_memory
 
     directory = Path(said["directory"])
-    limit_memory(directory, said["memory_mb"])
+    limit_memory(directory, said["memory_mb"], said["threads"])
     confine.files([directory])
     models = Models.load([(said["model"], said["release"], directory)], threads=said["threads"], failed={})
     if said["model"] not in models.loaded:
