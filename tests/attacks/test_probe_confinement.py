@@ -91,6 +91,27 @@ def test_only_the_release_and_the_libraries_can_be_read(release: Path, secret: P
     assert set(found.values()) == {"EACCES"}, found
 
 
+OWN = """
+import sys
+from pathlib import Path
+from edgeseal.runtime import confine, probe_worker
+release, grown = Path(sys.argv[1]), bytearray(64 * 2**20)
+del grown
+high = probe_worker._used("VmHWM")
+confine.files([release])
+print(high, probe_worker._start_of_peak(), probe_worker._used("VmHWM"))
+"""
+
+
+def test_a_confined_process_can_still_reset_its_peak_of_memory(release: Path) -> None:
+    """From version 3 on Landlock took the right to truncate, and the gate counted what was gone before the model."""
+    words = [sys.executable, "-I", "-c", OWN, str(release)]
+    ended = child.run(words, stdin=b"", seconds=60, environment={"PATH": "/usr/bin", "LANG": "C.UTF-8"})
+    high, now, peak = (int(word) for word in ended.stdout.split())
+    assert high > now + 48 * 2**20  # negative control: there was something to forget
+    assert peak < high - 48 * 2**20
+
+
 def test_without_confinement_the_same_steps_succeed(release: Path, secret: Path) -> None:
     """Negative control: what is refused above is refused by the confinement."""
     script = TRIES.replace("confined = confine.files([release])", "confined = confine.Confined(False, False)")

@@ -18,10 +18,8 @@ from tests.unit import runtime_world as world
 from tests.unit.test_serve_supervisor import ask_once, model_status, serves
 from tests.unit.test_serve_switch import _serve_release
 
-from edgeseal.runtime import supervisor
-from edgeseal.runtime.bounds import Bounds
+from edgeseal.runtime.apart import answers_are_short
 from edgeseal.runtime.counters import Tally
-from edgeseal.runtime.follow import Release
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -139,14 +137,9 @@ def test_a_killed_loader_gives_the_cores_back(models: ModelRepository, tmp_path:
     ("answers", "seconds", "short"),
     [(0, 0.0, True), (1000, 1.0, True), (1000, 9.9, True), (1000, 10.1, False), (1, 5.0, False)],
 )
-def test_only_short_answers_are_worth_a_core(
-    models: ModelRepository, tmp_path: Path, answers: int, seconds: float, *, short: bool
-) -> None:
+def test_only_short_answers_are_worth_a_core(answers: int, seconds: float, *, short: bool) -> None:
     """A model of long answers would lose more by a core less than by a few turns of somebody else."""
-    listener: object = None
-    found = supervisor.Supervisor(listener, models, supervisor.Settings(Bounds(1, 1, 1, 1)))  # type: ignore[arg-type]
-    found._good = {"m": Release("m", 2, tmp_path, (0, 0, 0))}
     tally = Tally(seconds=seconds)
     tally.buckets[0] = answers
-    found._history = {"m": {1: tally}, "other": {1: Tally(seconds=1e6)}}
-    assert found._answers_are_short() is short
+    assert answers_are_short([tally]) is short
+    assert answers_are_short([tally, Tally(buckets=[10_000], seconds=1.0)])

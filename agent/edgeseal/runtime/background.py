@@ -96,19 +96,22 @@ def _loading(cores: set[int]) -> set[int]:
 
 
 def _set_threads(pid: int, nice: int) -> None:
-    with contextlib.suppress(OSError):  # the process has ended, or the kernel knows better
-        for thread in _threads(pid):
+    for thread in _threads(pid):
+        with contextlib.suppress(OSError):  # it has ended, which is nothing to the others; or the kernel knows better
             os.setpriority(os.PRIO_PROCESS, thread, nice)
 
 
 def _set_cores(pid: int, cores: AbstractSet[int]) -> None:
-    with contextlib.suppress(OSError):  # as above
-        for thread in _threads(pid):
+    for thread in _threads(pid):
+        with contextlib.suppress(OSError):  # as above
             os.sched_setaffinity(thread, cores)
 
 
 def _threads(pid: int) -> list[int]:
-    return [int(thread.name) for thread in Path(f"/proc/{pid}/task").iterdir()]
+    """Return the ids of a process' threads, none once it has ended."""
+    with contextlib.suppress(OSError):
+        return [int(thread.name) for thread in Path(f"/proc/{pid}/task").iterdir()]
+    return []
 
 
 def _group(pid: int) -> int:
@@ -119,7 +122,13 @@ def _group(pid: int) -> int:
 
 
 def _set_group(pid: int, nice: int) -> None:
-    """Set it where there are such groups; without privileges the kernel takes ten changes a second of all of them."""
+    """Set it where there are such groups and this one is the process' own: else its session's others would go with it.
+
+    Without privileges the kernel takes ten changes a second of all groups.
+    """
+    with contextlib.suppress(OSError):
+        if os.getsid(pid) != pid:
+            return
     for _ in range(_TRIES):
         try:
             Path(f"/proc/{pid}/autogroup").write_text(str(nice), encoding="ascii")

@@ -25,7 +25,7 @@ _CREATE_RULESET, _ADD_RULE, _RESTRICT_SELF = 444, 445, 446
 _VERSION: Final = 1  # LANDLOCK_CREATE_RULESET_VERSION
 _PATH_BENEATH: Final = 1  # LANDLOCK_RULE_PATH_BENEATH
 # linux/landlock.h: execute, write, read file, read directory; then what changes a directory.
-_EXECUTE, _WRITE_FILE, _READ_FILE, _READ_DIR = 1, 2, 4, 8
+_EXECUTE, _WRITE_FILE, _READ_FILE, _READ_DIR, _TRUNCATE = 1, 2, 4, 8, 2**14
 _FS_RIGHTS: Final = {1: 13, 2: 14, 3: 15, 5: 16}  # version -> number of rights it knows
 _NET_SINCE, _SCOPED_SINCE = 4, 6
 _NET_RIGHTS: Final = 3  # TCP: bind and connect
@@ -92,7 +92,8 @@ def files(readable: Iterable[Path]) -> Confined:
     try:
         for path in {*readable, *map(Path, _SYSTEM), *_python()}:
             _allow(ruleset, path, _READ_FILE | _READ_DIR)
-        _allow(ruleset, Path("/proc/self"), _READ_FILE | _READ_DIR | _WRITE_FILE)
+        # Opening a file to write it anew is truncating it, which is a right of its own from version 3 on.
+        _allow(ruleset, Path("/proc/self"), (_READ_FILE | _READ_DIR | _WRITE_FILE | _TRUNCATE) & rights)
         libc.prctl(_PR_SET_NO_NEW_PRIVS, 1, 0, 0, 0)  # what landlock_restrict_self(2) asks of all but root
         done = libc.syscall(_RESTRICT_SELF, ctypes.c_int(ruleset), ctypes.c_uint32(0)) == 0
     finally:

@@ -23,7 +23,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Final, Literal
 
 from edgeseal.runtime import serve_status, serving_child
-from edgeseal.runtime.background import keep_apart, keep_no_longer_apart
+from edgeseal.runtime.apart import Apart, answers_are_short
 from edgeseal.runtime.counters import Tallies, Tally, merge, tallies
 from edgeseal.runtime.engine_settings import most_threads
 from edgeseal.runtime.follow import Release, wanted
@@ -43,7 +43,6 @@ LOAD_SECONDS: Final = 300.0
 WORKER_BYTES: Final = 96 * 2**20  # interpreter, engine and web server before any model, measured
 _KEPT: Final = 16  # releases of a model whose counts are kept
 _LOOK_SECONDS: Final = 0.2
-_SHORT_SECONDS: Final = 0.01  # of an answer, the mean: three turns of somebody else on its core (background)
 _BACKOFF: Final = (0.1, 10.0)  # seconds before a crashed worker is started again: first, most
 
 logger = logging.getLogger("edgeseal.serve")
@@ -93,7 +92,7 @@ class Supervisor:
         self._serving: Child | None = None
         self._coming: Child | None = None
         self._leaving: list[Child] = []
-        self._apart: Child | None = None  # who keeps off the core of the one that is coming
+        self._apart = Apart()
         self._good: dict[str, Release] = {}  # what served last: what a model goes back to when its next one fails
         self._since: dict[str, int] = {}
         self._failed: dict[str, Failure] = {}
@@ -187,21 +186,10 @@ class Supervisor:
         self._selector.register(self._coming.control, selectors.EVENT_READ, self._coming)
 
     def _keep_apart(self) -> None:
-        """Give a worker that loads a core of its own where callers of the other one would feel its turns there."""
-        apart = self._serving if self._coming is not None and self._answers_are_short() else None
-        if apart is self._apart:
-            return
-        if self._apart is not None:
-            keep_no_longer_apart(self._apart.process.pid)
-        if apart is not None:
-            keep_apart(apart.process.pid)
-        self._apart = apart
-
-    def _answers_are_short(self) -> bool:
-        """Whether they take a few slices of time at most; longer ones lose more by having a core less."""
+        """Give a worker that loads a core of its own where callers of the other one would feel it there."""
         counted = merge(self._history, *(c.counted for c in self._children()))
-        served = [tally for model in self._good for tally in counted.get(model, {}).values()]
-        return sum(t.seconds for t in served) < _SHORT_SECONDS * max(1, sum(sum(t.buckets) for t in served))
+        served = (tally for model in self._good for tally in counted.get(model, {}).values())
+        self._apart.only(self._serving if self._coming is not None and answers_are_short(served) else None)
 
     def _target(self) -> dict[str, Release]:
         """Return what to serve: what is current, and instead of what failed here the one before, if it is there."""
