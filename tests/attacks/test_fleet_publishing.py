@@ -56,9 +56,11 @@ def upload_request(server: Server, token: str, name: bytes, *, length: int, send
 def go_on(client: FleetClient, name: bytes, content: bytes, offset: int) -> Any:
     """Send the rest, as soon as the server has noticed that the one before is gone."""
     headers = {"Upload-Offset": str(offset), "Upload-Length": str(len(content))}
-    while True:
+    end = time.monotonic() + 30
+    while time.monotonic() < end:
         with contextlib.suppress(TemporaryError):
             return client.request("PATCH", f"uploads/chunks/{name.hex()}", body=content[offset:], headers=headers)
+    raise AssertionError("the server never noticed that the connection before is gone")
 
 
 def uploaded_bytes(client: FleetClient) -> int:

@@ -74,7 +74,7 @@ def way_back() -> Callable[[], None]:
 
 def leave() -> None:
     """Give way for the rest of this process' life: taking its memory apart is work, too."""
-    with contextlib.suppress(OSError):  # as above
+    with contextlib.suppress(OSError):  # the parent has ended
         _set_cores(os.getpid(), _loading(os.sched_getaffinity(os.getppid())))
     give_way(os.getpid(), LOADING)
 

@@ -24,7 +24,7 @@ _PR_SET_PDEATHSIG, _PR_SET_NO_NEW_PRIVS = 1, 38
 _CREATE_RULESET, _ADD_RULE, _RESTRICT_SELF = 444, 445, 446
 _VERSION: Final = 1  # LANDLOCK_CREATE_RULESET_VERSION
 _PATH_BENEATH: Final = 1  # LANDLOCK_RULE_PATH_BENEATH
-# linux/landlock.h: execute, write, read file, read directory; then what changes a directory.
+# linux/landlock.h: execute, write, read file, read directory; what changes a directory; from version 3 on truncate.
 _EXECUTE, _WRITE_FILE, _READ_FILE, _READ_DIR, _TRUNCATE = 1, 2, 4, 8, 2**14
 _FS_RIGHTS: Final = {1: 13, 2: 14, 3: 15, 5: 16}  # version -> number of rights it knows
 _NET_SINCE, _SCOPED_SINCE = 4, 6

@@ -187,9 +187,12 @@ class Supervisor:
 
     def _keep_apart(self) -> None:
         """Give a worker that loads a core of its own where callers of the other one would feel it there."""
+        if self._coming is None:
+            self._apart.only(None)
+            return
         counted = merge(self._history, *(c.counted for c in self._children()))
         served = (tally for model in self._good for tally in counted.get(model, {}).values())
-        self._apart.only(self._serving if self._coming is not None and answers_are_short(served) else None)
+        self._apart.only(self._serving if answers_are_short(served) else None)
 
     def _target(self) -> dict[str, Release]:
         """Return what to serve: what is current, and instead of what failed here the one before, if it is there."""
